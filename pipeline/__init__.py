@@ -1,0 +1,1 @@
+"""Region-R1: a query-side policy that crops the query image before multi-modal re-ranking."""

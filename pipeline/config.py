@@ -1,0 +1,207 @@
+"""params.yaml as frozen pydantic models: the one home of every default, checked before any weight loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataParams(_Section):
+    """Where the raw data lie and how much of them may be unusable."""
+
+    source: Literal["jsonl"] = "jsonl"
+    max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
+    max_image_pixels: PositiveInt = Field(default=50_000_000, description="larger images are rejected unread")
+
+
+class DemoParams(_Section):
+    """The procedural world that `data/` is regenerated from."""
+
+    seed: int = 2026
+    num_entities: Annotated[int, Field(ge=8)] = 320
+    num_train: PositiveInt = 2000
+    num_val: PositiveInt = 400
+    num_test: PositiveInt = 600
+    close_up_share: Fraction = 0.3
+
+
+class ScorerParams(_Section):
+    """The frozen encoder that retrieves and re-ranks."""
+
+    path: str = Field(default="builtin:tiny-clip", description="model folder, or builtin:NAME")
+    batch_size: PositiveInt = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class RetrieveParams(_Section):
+    """Candidate retrieval by the full image."""
+
+    pool_size: Annotated[int, Field(ge=2)] = Field(default=20, description="K of the paper")
+
+
+class PolicyParams(_Section):
+    """The vision-language model that decides."""
+
+    path: str = Field(default="builtin:tiny-llava", description="model folder, or builtin:NAME")
+    prompt: Literal["question", "instruct"] = Field(
+        default="question", description="question alone (tiny models) or the paper-style instruction"
+    )
+    batch_size: PositiveInt = Field(default=64, description="queries decoded together at inference")
+    max_new_tokens: PositiveInt = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class SearchParams(_Section):
+    """Region search: the multi-scale grid of boxes that the frozen scorer is asked about."""
+
+    scales: tuple[Fraction, ...] = Field(default=(0.3, 0.4, 0.5, 0.65), description="box side over image side")
+    stride: PositiveFloat = Field(default=0.35, description="step between boxes, in box sides")
+    min_gain: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.05, description="reward that a crop must earn over the full image to become a label"
+    )
+
+    @model_validator(mode="after")
+    def _some_scale_crops(self) -> SearchParams:
+        if not self.scales or any(not 0.0 < scale < 1.0 for scale in self.scales):
+            raise ValueError("search.scales must name at least one side, each above 0 and below 1")
+        return self
+
+
+class WarmupParams(_Section):
+    """SFT on the labels that region search found."""
+
+    num_queries: PositiveInt = Field(default=800, description="training queries that region search labels")
+    epochs: PositiveFloat = 3.0
+    learning_rate: PositiveFloat = 3e-4
+    batch_size: PositiveInt = 32
+
+
+class RewardParams(_Section):
+    """The paper's reward (section 3): weights, and the floor and scale that only its code shows."""
+
+    weight_mrr: float = 0.2
+    weight_ndcg: float = 0.2
+    weight_rank: float = 0.2
+    weight_margin: float = 0.4
+    floor: float = Field(default=-0.05, description="lower clip of the weighted sum")
+    scale: PositiveFloat = Field(default=5.0, description="factor after the clip")
+    full_when_first: float = Field(default=1.0, description="reward of FULL when the full image ranks a positive first")
+    full_otherwise: float = 0.0
+    malformed: float = -1.0
+
+
+class TrainParams(_Section):
+    """r-GRPO (paper section 3): decision-balanced groups, factorised advantages, KL to the SFT policy."""
+
+    max_steps: PositiveInt = 100
+    queries_per_step: PositiveInt = 16
+    group_size: Annotated[int, Field(ge=2)] = 8
+    num_region: Annotated[int, Field(ge=0)] = Field(default=4, description="rows of a group forced to REGION")
+    num_full: Annotated[int, Field(ge=0)] = Field(default=1, description="rows of a group forced to FULL")
+    factorised: bool = Field(default=True, description="decision and box tokens carry advantages of their own")
+    learning_rate: PositiveFloat = 2e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    beta: Annotated[float, Field(ge=0.0)] = Field(default=0.02, description="weight of the KL to the SFT policy")
+    temperature: PositiveFloat = 1.0
+    updates_per_generation: PositiveInt = 1
+    save_steps: PositiveInt = 25
+
+    @model_validator(mode="after")
+    def _arms_fit_the_group(self) -> TrainParams:
+        forced = self.num_region + self.num_full
+        if forced > self.group_size:
+            raise ValueError(
+                f"train.num_region + train.num_full = {forced} exceeds train.group_size = {self.group_size}; lower one arm"
+            )
+        if (self.num_region == 0) != (self.num_full == 0):
+            raise ValueError("train.num_region and train.num_full must both be 0 (stock GRPO) or both be positive")
+        if self.factorised and forced == 0:
+            raise ValueError("train.factorised needs both arms: set train.num_region and train.num_full above 0")
+        return self
+
+
+class EvaluateParams(_Section):
+    """Methods are fixed; how sure we want to be of their differences is not."""
+
+    num_resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="bootstrap and randomisation draws")
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class RegisterParams(_Section):
+    """Entry of the model registry."""
+
+    model_name: Annotated[str, Field(min_length=1)] = "region-r1"
+
+
+class FlowParams(_Section):
+    """How the Prefect flow places work."""
+
+    placement: Literal["local", "pools"] = "local"
+    stage_timeout_s: PositiveInt = 3600
+
+
+class Params(_Section):
+    """All parameters of a run; the sections are what dvc.yaml's stages depend on."""
+
+    seed: int = 7
+    data: DataParams = DataParams()
+    demo: DemoParams = DemoParams()
+    scorer: ScorerParams = ScorerParams()
+    retrieve: RetrieveParams = RetrieveParams()
+    policy: PolicyParams = PolicyParams()
+    search: SearchParams = SearchParams()
+    warmup: WarmupParams = WarmupParams()
+    reward: RewardParams = RewardParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+    flow: FlowParams = FlowParams()
+
+    def sha256(self) -> str:
+        """Return the hash that names these parameters, whatever order or spelling the file used."""
+        canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        ConfigError: the file is missing, no YAML mapping, or a name or value in it is wrong.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        said = "unknown parameter" if problem["type"] == "extra_forbidden" else problem["msg"]
+        problems.append(f"{name}: {said}" if name else said)
+    return "; ".join(problems)

@@ -1,0 +1,48 @@
+"""The one exception tree.
+
+RegionR1Error
+├── ConfigError    params.yaml: unknown name, value out of range, missing file
+├── DataError      raw data or a table: names the file and, where there is one, the row
+├── ModelError     a model folder: missing, of another family, unsafe format
+└── StageError     a stage cannot do its work: an input stage has not run, nothing is left to train on
+
+Every one of them is the user's to mend: the command line prints the message as one line on stderr and exits
+with code 2. Anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RegionR1Error(Exception):
+    """Base of all errors that a user can mend; its text is one line."""
+
+
+class ConfigError(RegionR1Error):
+    """A parameter is unknown, out of range or contradicts another one."""
+
+
+class ModelError(RegionR1Error):
+    """A model folder is missing, incomplete, of another family or in an unsafe format."""
+
+
+class StageError(RegionR1Error):
+    """A stage cannot do its work with the inputs that it finds."""
+
+
+class DataError(RegionR1Error):
+    """Raw data or a table is not as specified.
+
+    Args:
+        reason: what is wrong, in one line.
+        path: the file at fault.
+        row: 1-based row in that file, where there is one.
+    """
+
+    def __init__(self, reason: str, *, path: Path | str | None = None, row: int | None = None) -> None:
+        self.reason = reason
+        self.path = path
+        self.row = row
+        where = "" if path is None else f"{path}: " if row is None else f"{path}, row {row}: "
+        super().__init__(f"{where}{reason}")

@@ -1,0 +1,87 @@
+"""Where things lie: the one place that knows the layout of `data/` and `artifacts/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Folders of one run.
+
+    Attributes:
+        data_dir: raw data (own-data format), versioned by data.dvc.
+        artifacts_dir: what the stages write.
+        policies_dir: where the trained policies lie; another world's evaluation borrows those of the main run.
+    """
+
+    data_dir: Path
+    artifacts_dir: Path
+    policies_dir: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Workspace:
+        """Return the workspace of a checkout."""
+        return cls(data_dir=root / "data", artifacts_dir=root / "artifacts", policies_dir=root / "artifacts")
+
+    # prepare
+    @property
+    def tables_dir(self) -> Path:
+        """queries, documents, qrels, rejects as Parquet, and the validation report."""
+        return self.artifacts_dir / "tables"
+
+    # index
+    @property
+    def index_dir(self) -> Path:
+        """Document vectors, their ids and the FAISS index."""
+        return self.artifacts_dir / "index"
+
+    # retrieve
+    @property
+    def pools_dir(self) -> Path:
+        """Pools, baseline outcomes and query vectors."""
+        return self.artifacts_dir / "pools"
+
+    # warmup
+    @property
+    def labels_dir(self) -> Path:
+        """Region labels found by region search."""
+        return self.artifacts_dir / "labels"
+
+    @property
+    def sft_dir(self) -> Path:
+        """The policy after SFT."""
+        return self.policies_dir / "sft"
+
+    # train
+    @property
+    def policy_dir(self) -> Path:
+        """The policy after r-GRPO."""
+        return self.policies_dir / "policy"
+
+    @property
+    def rollouts_dir(self) -> Path:
+        """Sampled completions and their rewards."""
+        return self.artifacts_dir / "rollouts"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Training checkpoints; survive a kill, no stage output."""
+        return self.artifacts_dir / "checkpoints"
+
+    # evaluate
+    @property
+    def evaluation_dir(self) -> Path:
+        """One row per query and method, report.json, report.html, TREC runs."""
+        return self.artifacts_dir / "evaluation"
+
+    # register
+    @property
+    def registration_path(self) -> Path:
+        """What the registry was told and what the gate decided."""
+        return self.artifacts_dir / "registration.json"
+
+    def metrics_path(self, stage: str) -> Path:
+        """Small JSON of a stage's figures, a DVC metrics file."""
+        return self.artifacts_dir / "metrics" / f"{stage}.json"
