@@ -1,0 +1,1 @@
+"""The demo: a procedural picture encyclopedia, and the recipe and weights of the tiny base models."""
