@@ -1,0 +1,39 @@
+"""`region-r1 run`: the flow in a process tree of its own that ends as a whole.
+
+The flow on the ephemeral API starts a Prefect server, which would survive a SIGKILL of its flow; the
+supervisor ends it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.environment import ROOT_VARIABLE, child_environment, find_root
+from flows.supervise import end_supervised, supervised_command
+
+FLOW_GRACE_S = 25.0  # longer than a stage's, so that the flow can report how it ended
+
+
+def main(only: str | None = None, root: Path | None = None) -> int:
+    """Run the flow and return its exit code: 0 done, 2 the user's to mend, 130 interrupted, 1 anything else.
+
+    Args:
+        only: one stage instead of all.
+        root: the checkout; found from the current folder unless told.
+    """
+    root = root or find_root()
+    command = [sys.executable, "-m", "flows.region_r1", *(["--only", only] if only else [])]
+    code_dir = str(Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(
+        supervised_command(command, grace_s=FLOW_GRACE_S),
+        cwd=root,
+        env=child_environment(**{ROOT_VARIABLE: str(root), "PYTHONPATH": code_dir}),
+        text=True,
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        end_supervised(process, grace_s=FLOW_GRACE_S)
+        return 130
