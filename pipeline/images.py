@@ -1,0 +1,150 @@
+"""Pictures from disk, distrusted: confined to their folder, measured before decoding, upright, RGB."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from pipeline.errors import DataError
+from pipeline.types import Box
+
+ImageFault = Literal["unsafe_path", "image_missing", "image_unreadable", "image_too_large"]
+
+# Only formats that PIL decodes itself: EPS, say, would be handed to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# What PIL's decoders raise on damaged files; UnidentifiedImageError is an OSError.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+
+# `max_pixels` decides, and it is asked before decoding: PIL's own earlier warning would only be noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(DataError):
+    """A picture cannot be used; `fault` is the reason's short name, as in rejects.parquet."""
+
+    def __init__(self, fault: ImageFault, reason: str, *, path: Path) -> None:
+        super().__init__(reason, path=path)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What prepare learns from decoding a picture once: upright size, and the hash of the file's content."""
+
+    width_px: int
+    height_px: int
+    sha256: str
+
+
+def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
+    """Decode a picture: RGB, EXIF orientation applied, transparent parts on white.
+
+    Args:
+        path: the file, such as `data_dir / query.image_path`.
+        max_pixels: a picture with more is refused before it is decoded.
+        root: folder that the file must lie in once symbolic links are followed.
+
+    Raises:
+        ImageError: a DataError naming the file: outside `root`, missing, too large, damaged or no image.
+    """
+    return _decode(_confine(path, root), path, max_pixels)
+
+
+def inspect_image(path: Path, *, max_pixels: int, root: Path) -> ImageFacts:
+    """Decode a picture as `load_upright` does, keeping only the facts.
+
+    Raises:
+        ImageError: as `load_upright`.
+    """
+    real_path = _confine(path, root)
+    image = _decode(real_path, path, max_pixels)
+    with real_path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ImageFacts(width_px=image.width, height_px=image.height, sha256=digest)
+
+
+def crop_view(image: Image.Image, box: Box | None, size_px: tuple[int, int] | None = None) -> Image.Image:
+    """Cut a region out of an upright image.
+
+    The region's edges are rounded to whole pixels and kept at least one pixel apart and inside the image.
+
+    Args:
+        image: upright image.
+        box: fractions of the image; None takes all of it.
+        size_px: (width, height) to resize the region to; None leaves it as cut.
+    """
+    view = image
+    if box is not None:
+        left, right = _whole_pixels(box.x0, box.x1, image.width)
+        top, bottom = _whole_pixels(box.y0, box.y1, image.height)
+        view = image.crop((left, top, right, bottom))
+    if size_px is not None and view.size != size_px:
+        view = view.resize(size_px, Image.Resampling.BICUBIC)
+    return view
+
+
+def _whole_pixels(low: float, high: float, length_px: int) -> tuple[int, int]:
+    first = min(round(low * length_px), length_px - 1)
+    return first, max(min(round(high * length_px), length_px), first + 1)
+
+
+def _confine(path: Path, root: Path) -> Path:
+    try:
+        real_root, real_path = root.resolve(), path.resolve()
+        inside = real_path.is_relative_to(real_root)
+        is_file = inside and real_path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, loop of links
+        raise ImageError("unsafe_path", f"is no usable path: {error}", path=path) from error
+    if not inside:
+        raise ImageError("unsafe_path", f"lies outside {root}", path=path)
+    if not is_file:
+        raise ImageError("image_missing", "is no file", path=path)
+    return real_path
+
+
+def _decode(real_path: Path, path: Path, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(real_path, formats=_FORMATS) as image:
+            num_pixels = image.width * image.height
+            if num_pixels > max_pixels:
+                raise ImageError(
+                    "image_too_large",
+                    f"has {image.width} x {image.height} pixels, more than max_image_pixels = {max_pixels}",
+                    path=path,
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("image_too_large", f"is larger than any sound image: {error}", path=path) from error
+    except _DECODE_ERRORS as error:
+        detail = " ".join(str(error).replace(str(real_path), real_path.name).split())
+        raise ImageError("image_unreadable", f"cannot be decoded: {detail}", path=path) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

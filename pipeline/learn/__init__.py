@@ -1,0 +1,1 @@
+"""Everything that touches weights: the frozen scorer, the policy and their training."""

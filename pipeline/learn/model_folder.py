@@ -1,0 +1,68 @@
+"""Model folders: where they lie, whether they are safe to open, and the hash that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import ModelError
+
+_BUILTIN_PREFIX: Final = "builtin:"
+_BUILTIN_DIR: Final = Path(__file__).resolve().parent.parent / "demo" / "models"
+_PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+_HASHED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+
+
+def resolve_model_path(spec: str | Path) -> Path:
+    """Return the folder that `spec` names: `builtin:NAME` or a plain path.
+
+    Raises:
+        ModelError: no such folder.
+    """
+    text = str(spec)
+    if text.startswith(_BUILTIN_PREFIX):
+        return _resolve_builtin(text.removeprefix(_BUILTIN_PREFIX))
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise ModelError(f"{text}: no such model folder")
+    return path
+
+
+def _resolve_builtin(name: str) -> Path:
+    path = _BUILTIN_DIR / name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or not path.is_dir():
+        known = sorted(entry.name for entry in _BUILTIN_DIR.glob("*") if entry.is_dir())
+        raise ModelError(
+            f"{_BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}"
+        )
+    return path
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse a folder that cannot be opened safely: weights must be safetensors, never pickles.
+
+    Raises:
+        ModelError: no config.json, no weights, or weights only in a format that can run code.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: is no model folder, config.json is missing")
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(entry for entry in path.iterdir() if entry.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise ModelError(f"{pickles[0]}: can run code when opened; save the model as safetensors")
+    raise ModelError(f"{path}: holds no *.safetensors weights")
+
+
+def compute_model_digest(path: Path) -> str:
+    """Return the sha256 over names and bytes of weights, configuration and tokenizer files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(
+        entry for entry in path.iterdir() if entry.suffix in _HASHED_SUFFIXES and entry.is_file()
+    ):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content}\n".encode())
+    return digest.hexdigest()

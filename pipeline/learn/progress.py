@@ -1,0 +1,53 @@
+"""Progress of long loops and the time left: a bar on a terminal, else a log line every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def track(what: str, total: int, *, interval_s: float = 5.0) -> Iterator[Advance]:
+    """Yield a function that is told how many more items are done.
+
+    Args:
+        what: what is counted, such as `index: documents`.
+        total: how many there are.
+        interval_s: time between two log lines where there is no terminal.
+    """
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda num_items: progress.advance(task, num_items)
+    else:
+        yield _LoggedProgress(what, total, interval_s).advance
+
+
+class _LoggedProgress:
+    def __init__(self, what: str, total: int, interval_s: float) -> None:
+        self._what, self._total, self._interval_s = what, total, interval_s
+        self._num_done = 0
+        self._started = self._last_said = time.monotonic()
+
+    def advance(self, num_items: int) -> None:
+        self._num_done += num_items
+        now = time.monotonic()
+        if now - self._last_said < self._interval_s or not self._num_done:
+            return
+        self._last_said = now
+        rate = self._num_done / (now - self._started)
+        left_s = (self._total - self._num_done) / rate
+        logger.info(
+            "%s %d of %d, %.0f a second, %.0f s left", self._what, self._num_done, self._total, rate, left_s
+        )

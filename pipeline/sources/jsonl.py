@@ -1,0 +1,131 @@
+"""The own-data format: documents.jsonl and queries.jsonl, as docs/data-format.md specifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import DataError
+from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.types import Reject, Split
+
+DOCUMENTS_FILE = "documents.jsonl"
+QUERIES_FILE = "queries.jsonl"
+
+# No white space: ids are columns of TREC run files.
+Identifier = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
+RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DocumentRow(_Row):
+    """One line of documents.jsonl."""
+
+    doc_id: Identifier
+    title: str
+    text: str
+    images: tuple[RelativePath, ...]
+
+
+class QueryRow(_Row):
+    """One line of queries.jsonl."""
+
+    query_id: Identifier
+    split: Split
+    question: str
+    image: RelativePath
+    relevant: Annotated[tuple[Identifier, ...], Field(min_length=1)]
+    target_box: tuple[float, float, float, float] | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("relevant")
+    @classmethod
+    def _no_document_twice(cls, relevant: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(relevant)) < len(relevant):
+            raise ValueError("names a document twice")
+        return relevant
+
+
+RowModel = TypeVar("RowModel", bound=_Row)
+Candidate = TypeVar("Candidate")
+
+
+class JsonlSource:
+    """Reads the two JSON-lines files of a data folder; a line that is not as specified becomes a Reject."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
+        """Yield the rows of documents.jsonl."""
+        return _read_rows(self._data_dir / DOCUMENTS_FILE, DocumentRow, _to_document)
+
+    def read_queries(self) -> Iterator[QueryCandidate | Reject]:
+        """Yield the rows of queries.jsonl."""
+        return _read_rows(self._data_dir / QUERIES_FILE, QueryRow, _to_query)
+
+
+def _to_document(source_id: str, row: DocumentRow) -> DocumentCandidate:
+    return DocumentCandidate(
+        source_id=source_id, doc_id=row.doc_id, title=row.title, text=row.text, image_paths=row.images
+    )
+
+
+def _to_query(source_id: str, row: QueryRow) -> QueryCandidate:
+    return QueryCandidate(
+        source_id=source_id,
+        query_id=row.query_id,
+        split=row.split,
+        question=row.question,
+        image_path=row.image,
+        relevant_doc_ids=row.relevant,
+        target_box=row.target_box,
+        tags=row.tags,
+    )
+
+
+def _read_rows(
+    path: Path, model: type[RowModel], to_candidate: Callable[[str, RowModel], Candidate]
+) -> Iterator[Candidate | Reject]:
+    if not path.is_file():
+        raise DataError("is missing", path=path)
+    num_rows = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                num_rows += 1
+                source_id = f"{path.name}:{number}"
+                row = _parse_line(source_id, line, model)
+                yield row if isinstance(row, Reject) else to_candidate(source_id, row)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", path=path) from error
+    if num_rows == 0:
+        raise DataError("holds no rows", path=path)
+
+
+def _parse_line(source_id: str, line: bytes, model: type[RowModel]) -> RowModel | Reject:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start + 1} of the line is not UTF-8"
+        return Reject(source_id=source_id, reason="not_utf8", detail=detail)
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        if problems[0]["type"] == "json_invalid":
+            return Reject(source_id=source_id, reason="broken_json", detail=problems[0]["msg"])
+        detail = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'row'}: "
+            + ("unknown key" if problem["type"] == "extra_forbidden" else problem["msg"])
+            for problem in problems
+        )
+        return Reject(source_id=source_id, reason="invalid_row", detail=detail)

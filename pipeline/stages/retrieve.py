@@ -1,0 +1,153 @@
+"""Stage retrieve: the K best candidates of every query by its full image, and how the full image ranks them.
+
+Shapes: Q queries, K candidates, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipeline.config import Params
+from pipeline.core.metrics import compute_hit_at
+from pipeline.core.ranking import compute_outcome
+from pipeline.errors import StageError
+from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
+from pipeline.learn.index import DocumentIndex, PictureFolder, load_index
+from pipeline.learn.progress import track
+from pipeline.store import (
+    load_qrels,
+    load_queries,
+    replace_dir,
+    save_ids,
+    save_outcomes,
+    save_pools,
+    write_json,
+)
+from pipeline.tracking import StageRun
+from pipeline.types import Outcome, Pool, Qrel, Query, Split
+from pipeline.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+_CUTOFFS: Final = (1, 5, 10, 20)
+_REPORTED_SPLITS: Final[tuple[Split, ...]] = ("val", "test")
+_SEARCH_BATCH: Final = 512
+
+
+def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
+    """Write `pools_dir`: pools of all splits, baseline outcomes, query vectors and what they were made with.
+
+    A training pool without a positive teaches nothing and is dropped (paper section 3); val and test keep
+    all.
+
+    Raises:
+        StageError: prepare or index has not run, the index is stale, or no training pool holds a positive.
+        ConfigError: `retrieve.pool_size` exceeds the corpus.
+        DataError: a picture cannot be read.
+    """
+    queries = load_queries(workspace.tables_dir / "queries.parquet")
+    qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
+    encoder = load_encoder(params.scorer)
+    index = load_index(workspace.index_dir, encoder.digest)
+    index.check_pool_size(params.retrieve.pool_size)
+    pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
+    with replace_dir(workspace.pools_dir) as folder:
+        vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.scorer.batch_size)
+        found = list(
+            _retrieve(index, queries, vectors_QD, collect_relevant(qrels), params.retrieve.pool_size)
+        )
+        pools = [pool for pool in found if pool.split != "train" or pool.has_positive]
+        num_dropped = len(found) - len(pools)
+        logger.info("retrieve: %d training queries dropped, no positive in their pool", num_dropped)
+        if not any(pool.split == "train" for pool in pools):
+            raise StageError(
+                f"no training query has a positive among its {params.retrieve.pool_size} candidates; "
+                "raise retrieve.pool_size or take a stronger scorer"
+            )
+        baseline = {
+            pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools
+        }
+        save_pools(folder / "pools.parquet", pools)
+        save_outcomes(folder / "baseline.parquet", baseline)
+        meta = {
+            "encoder_digest": encoder.digest,
+            "documents_sha256": index.documents_sha256,
+            "pool_size": params.retrieve.pool_size,
+        }
+        write_json(folder / "meta.json", meta)
+    return {
+        "num_pools": float(len(pools)),
+        "num_train_pools": float(sum(pool.split == "train" for pool in pools)),
+        "num_train_dropped": float(num_dropped),
+        **_summarise(pools, baseline, params.retrieve.pool_size),
+    }
+
+
+def collect_relevant(qrels: Sequence[Qrel]) -> dict[str, frozenset[str]]:
+    """Return query id -> relevant document ids."""
+    relevant: dict[str, set[str]] = {}
+    for qrel in qrels:
+        relevant.setdefault(qrel.query_id, set()).add(qrel.doc_id)
+    return {query_id: frozenset(doc_ids) for query_id, doc_ids in relevant.items()}
+
+
+def _embed_queries(
+    encoder: Encoder, queries: Sequence[Query], pictures: PictureFolder, folder: Path, batch_size: int
+) -> F32:
+    vectors_QD: F32 = np.lib.format.open_memmap(
+        folder / "query_vectors.npy", mode="w+", dtype=np.float32, shape=(len(queries), encoder.dim)
+    )
+    tasks = (
+        PictureTask(1, partial(pictures.load_squashed, [query.image_path], encoder.input_size_px))
+        for query in queries
+    )
+    with track("retrieve: queries", len(queries)) as advance:
+        for row, vector_1D in enumerate(encode_in_stream(encoder, tasks, batch_size=batch_size)):
+            vectors_QD[row] = vector_1D[0]
+            advance(1)
+    save_ids(folder / "query_ids.parquet", [query.query_id for query in queries])
+    return vectors_QD
+
+
+def _retrieve(
+    index: DocumentIndex,
+    queries: Sequence[Query],
+    vectors_QD: F32,
+    relevant: Mapping[str, frozenset[str]],
+    pool_size: int,
+) -> Iterator[Pool]:
+    for start in range(0, len(queries), _SEARCH_BATCH):
+        part = queries[start : start + _SEARCH_BATCH]
+        scores_QK, rows_QK = index.search(vectors_QD[start : start + _SEARCH_BATCH], pool_size)
+        for query, scores_K, rows_K in zip(part, scores_QK, rows_QK, strict=True):
+            doc_ids = tuple(index.doc_ids[row] for row in rows_K)
+            answers = relevant.get(query.query_id, frozenset())
+            yield Pool(
+                query_id=query.query_id,
+                split=query.split,
+                doc_ids=doc_ids,
+                scores=tuple(float(score) for score in scores_K),
+                relevance=tuple(doc_id in answers for doc_id in doc_ids),
+                num_relevant=len(answers),
+            )
+
+
+def _summarise(pools: Sequence[Pool], baseline: Mapping[str, Outcome], pool_size: int) -> dict[str, float]:
+    """Return recall and MRR of the full image; a split without queries has none."""
+    figures: dict[str, float] = {}
+    for split in _REPORTED_SPLITS:
+        outcomes = [baseline[pool.query_id] for pool in pools if pool.split == split]
+        if not outcomes:
+            continue
+        figures[f"{split}_mrr"] = sum(outcome.reciprocal_rank for outcome in outcomes) / len(outcomes)
+        for cutoff in _CUTOFFS:
+            if cutoff <= pool_size:
+                hits = sum(compute_hit_at(outcome.first_rank, cutoff) for outcome in outcomes)
+                figures[f"{split}_recall_at_{cutoff}"] = hits / len(outcomes)
+    return figures

@@ -1,0 +1,179 @@
+"""A small evaluation on disk, with a scorer and policies that are formulas: no weights are needed."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from pipeline.config import Params
+from pipeline.core.boxes import compute_iou
+from pipeline.core.ranking import compute_outcome
+from pipeline.learn import scorer as scorer_module
+from pipeline.store import save_documents, save_pools, save_qrels, save_queries
+from pipeline.types import (
+    Box,
+    Crop,
+    Decision,
+    Document,
+    KeepFull,
+    Malformed,
+    Outcome,
+    Pool,
+    Qrel,
+    Query,
+)
+from pipeline.workspace import Workspace
+
+POOL_SIZE = 6
+NUM_DOCUMENTS = 12
+PARAMS = Params.model_validate(
+    {"evaluate": {"num_resamples": 200}, "search": {"scales": [0.4], "stride": 0.5}}
+)
+WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class FakeView:
+    outcome: Outcome
+    scores_K: Any
+
+
+@dataclass(frozen=True)
+class FakeAnswer:
+    decision: Decision
+    completion: str
+
+
+class FakeScorer:
+    """The tighter a view frames the target, the better the positives score."""
+
+    def __init__(self, queries: Sequence[Query], pools: Sequence[Pool]) -> None:
+        self._queries = {query.query_id: query for query in queries}
+        self._pools = {pool.query_id: pool for pool in pools}
+
+    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeView]:
+        return [self._score(query_id, box) for query_id, box in views]
+
+    def _score(self, query_id: str, box: Box | None) -> FakeView:
+        pool, target = self._pools[query_id], self._queries[query_id].target_box
+        gain = 0.0 if target is None or box is None else compute_iou(box, target) - 0.2
+        scores = np.array(pool.scores) + 0.5 * gain * np.array(pool.relevance)
+        return FakeView(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
+
+
+class FakePolicy:
+    """Reads its answer from the question: `crop`, `keep` or anything else, which is malformed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: list[Image.Image] = []
+
+    def decide(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[FakeAnswer]:
+        self.seen += images
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: str) -> FakeAnswer:
+        verb, *numbers = question.split()
+        if verb == "keep" or "base" in self.name:
+            return FakeAnswer(KeepFull(), "NO_CROP_NEEDED")
+        if verb == "crop":
+            shift = 0.05 if "sft" in self.name else 0.0
+            x0, y0, x1, y1 = (float(number) for number in numbers)
+            return FakeAnswer(Crop(Box(x0, y0, x1 - shift, y1)), "crop")
+        return FakeAnswer(Malformed("neither opening"), question)
+
+
+@dataclass(frozen=True)
+class FakeWorld:
+    workspace: Workspace
+    queries: list[Query]
+    pools: list[Pool]
+    policies: dict[str, FakePolicy]
+
+
+def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int = 24) -> FakeWorld:
+    """Write data and tables, and put formulas in the place of the scorer and the policies."""
+    rng = np.random.default_rng(3)
+    workspace = Workspace.at(folder)
+    doc_ids = [f"d{i:02d}" for i in range(NUM_DOCUMENTS)]
+    (workspace.data_dir / "images").mkdir(parents=True)
+    for i, doc_id in enumerate(doc_ids):
+        _draw(workspace.data_dir / f"images/{doc_id}.jpg", WHOLE, i)
+    documents = [
+        Document(
+            doc_id=doc_id,
+            title=f"The <b>{doc_id}</b>",
+            text="An entry.",
+            image_paths=() if doc_id == "d11" else (f"images/{doc_id}.jpg",),
+        )
+        for doc_id in doc_ids
+    ]
+    queries, pools, qrels = [], [], []
+    for i in range(num_queries):
+        x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
+        target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
+        said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
+        numbers = " ".join(str(value) for value in said.as_tuple())
+        question = "nonsense" if i % 8 == 7 else "keep it" if i % 4 == 0 else f"crop {numbers}"
+        query = Query(
+            query_id=f"q{i:02d}",
+            split="test",
+            question=question,
+            image_path=f"images/q{i:02d}.jpg",
+            width_px=96,
+            height_px=64,
+            target_box=target,
+            tags={"scene": "clutter" if i % 2 else "close-up"},
+        )
+        _draw(workspace.data_dir / query.image_path, target, i % NUM_DOCUMENTS)
+        candidates = tuple(str(d) for d in rng.permutation(doc_ids)[:POOL_SIZE])
+        scores = np.sort(rng.uniform(0.2, 0.6, size=POOL_SIZE))[::-1]
+        scores[3] = scores[2]  # a tie, as real pools have
+        relevance = tuple(k == i % (POOL_SIZE + 1) for k in range(POOL_SIZE))
+        positives = [doc for doc, yes in zip(candidates, relevance, strict=True) if yes]
+        relevant = positives or [next(d for d in doc_ids if d not in candidates)]
+        pools.append(
+            Pool(
+                query_id=query.query_id,
+                split="test",
+                doc_ids=candidates,
+                scores=tuple(float(score) for score in scores),
+                relevance=relevance,
+                num_relevant=len(relevant),
+            )
+        )
+        qrels += [Qrel(query_id=query.query_id, doc_id=doc_id) for doc_id in relevant]
+        queries.append(query)
+    save_queries(workspace.tables_dir / "queries.parquet", queries)
+    save_documents(workspace.tables_dir / "documents.parquet", documents)
+    save_qrels(workspace.tables_dir / "qrels.parquet", qrels)
+    save_pools(workspace.pools_dir / "pools.parquet", pools)
+    policies: dict[str, FakePolicy] = {}
+
+    def load_policy(path: object, params: object) -> FakePolicy:
+        name = "base" if str(path).startswith("builtin:") else Path(str(path)).name
+        return policies.setdefault(name, FakePolicy(name))
+
+    fake_module = types.ModuleType("pipeline.learn.policy")
+    fake_module.load_policy = load_policy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pipeline.learn.policy", fake_module)
+    monkeypatch.setattr(
+        scorer_module.FrozenScorer, "load", lambda *_args, **_options: FakeScorer(queries, pools)
+    )
+    return FakeWorld(workspace, queries, pools, policies)
+
+
+def _draw(path: Path, box: Box, hue: int) -> None:
+    image = Image.new("RGB", (96, 64), (225, 222, 214))
+    colour = tuple(int(value) for value in np.random.default_rng(hue).integers(30, 220, size=3))
+    edges = (box.x0 * 96, box.y0 * 64, box.x1 * 96, box.y1 * 64)
+    ImageDraw.Draw(image).ellipse(edges, fill=colour)  # type: ignore[arg-type]
+    image.save(path)

@@ -1,0 +1,159 @@
+"""The registry: what a version carries, when it becomes champion, what it answers by its alias."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import Params
+from pipeline.errors import DataError, StageError
+from pipeline.learn import encoder as encoder_module
+from pipeline.learn import index as index_module
+from pipeline.stages import evaluate, register
+from pipeline.store import load_results, read_json, save_results, write_json
+from pipeline.tracking import null_run, open_store, stage_run
+from tests.unit.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, build_fake_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
+DOC_IDS = [f"d{i:02d}" for i in range(NUM_DOCUMENTS)]
+
+
+class FakeEncoder:
+    """Embeds a picture as its mean colour, centred and normalised."""
+
+    digest = "fake"
+    input_size_px = 16
+
+    def encode_images(self, images: list[Any]) -> np.ndarray:
+        colours = np.array(
+            [np.asarray(image, dtype=np.float32).mean(axis=(0, 1)) - 128.0 for image in images]
+        )
+        return colours / np.linalg.norm(colours, axis=1, keepdims=True)
+
+
+class FakeIndex:
+    doc_ids = DOC_IDS
+
+    def __init__(self) -> None:
+        vectors = np.random.default_rng(1).normal(size=(NUM_DOCUMENTS, 3)).astype(np.float32)
+        self._vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def __len__(self) -> int:
+        return NUM_DOCUMENTS
+
+    def get_vectors(self, doc_ids: list[str]) -> np.ndarray:
+        return self._vectors[[DOC_IDS.index(doc_id) for doc_id in doc_ids]]
+
+    def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = queries_QD @ self._vectors.T
+        rows = np.argsort(-scores, axis=1)[:, :k]
+        return np.take_along_axis(scores, rows, 1), rows
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    world = build_fake_world(tmp_path, monkeypatch, num_queries=48)
+    evaluate.run(PARAMS, world.workspace, null_run())
+    for folder in (world.workspace.policy_dir, world.workspace.index_dir, tmp_path / "scorer"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda _params: FakeEncoder())
+    monkeypatch.setattr(index_module, "load_index", lambda _folder, _digest: FakeIndex())
+    return world
+
+
+def _register(world: FakeWorld) -> dict[str, Any]:
+    root = world.workspace.data_dir.parent
+    raw = PARAMS.model_dump(mode="json", by_alias=True)
+    params = Params.model_validate({**raw, "scorer": {"path": str(root / "scorer")}})
+    with stage_run("register", params, root) as run:
+        register.run(params, world.workspace, run)
+    return read_json(world.workspace.registration_path)
+
+
+def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorld) -> None:
+    import mlflow
+    import pandas as pd
+
+    told = _register(world)
+    assert told["version"] == 1
+    assert told["aliases"] == ["challenger", "champion"]
+    assert told["gate"]["bar"] == "full image"
+    assert told["gate"]["difference"]["low"] > 0
+    root = world.workspace.data_dir.parent
+    version = open_store(root).get_model_version_by_alias("region-r1", "champion")
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    assert version.tags["data_md5"] == report["data_md5"]
+    assert float(version.tags["rgrpo.mrr"]) == pytest.approx(
+        report["methods"]["rgrpo"]["mrr"]["mean"], abs=1e-4
+    )
+
+    model = mlflow.pyfunc.load_model("models:/region-r1@champion")
+    path = world.workspace.data_dir / "images/q01.jpg"
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    rows = [
+        {"image": str(path), "question": "crop 0.1 0.1 0.5 0.5", "candidates": ["d03", "d01", "d07"]},
+        {"image": encoded, "question": "crop 0.1 0.1 0.5 0.5", "candidates": ["d07", "d03", "d01"]},
+        {"image": encoded, "question": "keep it", "candidates": ["d01"]},
+        {"image": encoded, "question": "?", "candidates": ["d01"]},
+    ]
+    answers = model.predict(pd.DataFrame(rows))
+    assert list(answers["decision"]) == ["region", "region", "full", "malformed"]
+    assert answers["box"][0] == pytest.approx([0.1, 0.1, 0.5, 0.5])
+    assert answers["box"][2] is None
+    assert list(answers["doc_ids"][0]) == list(answers["doc_ids"][1])
+    assert list(answers["scores"][0]) == sorted(answers["scores"][0], reverse=True)
+
+    whole = model.predict(pd.DataFrame([{"image": encoded, "question": "keep it"}]))
+    assert len(whole["doc_ids"][0]) == NUM_DOCUMENTS
+    with pytest.raises(DataError, match="base64"):
+        model.predict(pd.DataFrame([{"image": "no such file!", "question": "keep it"}]))
+
+
+def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld) -> None:
+    _register(world)
+    told = _register(world)  # the same policy again
+    assert (told["version"], told["aliases"]) == (2, ["challenger"])
+    assert told["gate"]["bar"] == "champion version 1"
+    assert told["gate"]["difference"]["mean"] == 0.0
+
+    folder = world.workspace.evaluation_dir
+    rows = load_results(folder / "results.parquet")
+    perfect = [row for row in rows if row.method not in ("rgrpo", "oracle")]
+    oracle = [row for row in rows if row.method == "oracle"]
+    save_results(folder / "results.parquet", perfect + [_as(row, "rgrpo") for row in oracle] + oracle)
+    assert _register(world)["aliases"] == ["challenger", "champion"]
+
+    report = read_json(folder / "report.json")
+    write_json(folder / "report.json", {**report, "pools_sha256": "others"})
+    told = _register(world)
+    assert told["aliases"] == ["challenger"]
+    assert "other test pools" in told["gate"]["reason"]
+    aliases = open_store(world.workspace.data_dir.parent).get_registered_model("region-r1").aliases
+    assert {name: int(version) for name, version in aliases.items()} == {"challenger": 4, "champion": 3}
+
+
+def test_register_needs_an_evaluation_and_a_store(world: FakeWorld) -> None:
+    with pytest.raises(StageError, match="tracking store"):
+        register.run(PARAMS, world.workspace, null_run())
+    (world.workspace.evaluation_dir / "report.json").unlink()
+    with pytest.raises(StageError, match="run evaluate first"):
+        register.run(PARAMS, world.workspace, SimpleNamespace(run_id="r"))  # type: ignore[arg-type]
+
+
+def test_requirements_name_installed_packages() -> None:
+    import importlib.metadata
+
+    assert all(importlib.metadata.version(name) for name in register._REQUIREMENTS)
+
+
+def _as(row: Any, method: str) -> Any:
+    from dataclasses import replace
+
+    return replace(row, method=method)

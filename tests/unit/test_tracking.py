@@ -1,0 +1,83 @@
+"""The tracking store: runs, parents, provenance, and processes that start together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import tracking
+from pipeline.config import Params
+from pipeline.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
+MD5 = "0123456789abcdef0123456789abcdef.dir"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv(tracking.PARENT_RUN_VARIABLE, raising=False)
+    (tmp_path / "data.dvc").write_text(f"outs:\n- md5: {MD5}\n  path: data\n")
+    return tmp_path
+
+
+def test_stage_run_records_provenance_and_nests(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = Params()
+    with tracking.parent_run("flow", root) as parent_id:
+        monkeypatch.setenv(tracking.PARENT_RUN_VARIABLE, parent_id)
+        with tracking.stage_run("train", params, root) as run:
+            run.log_metrics({"reward": 1.5}, step=3)
+            run.log_dict({"a": 1}, "notes.json")
+    client = tracking.open_store(root)
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["mlflow.parentRunId"] == parent_id
+    assert found.data.tags["params_sha256"] == params.sha256()
+    assert found.data.params["train.beta"] == str(params.train.beta)
+    assert found.data.params["register.model_name"] == "region-r1"
+    assert found.data.metrics == {"reward": 1.5}
+    assert found.inputs.dataset_inputs[0].dataset.digest == MD5
+    assert (root / "mlruns" / "artifacts" / run.run_id / "artifacts" / "notes.json").is_file()
+    assert client.get_run(parent_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (OSError, "FAILED")])
+def test_run_ends_with_the_stages_fate(root: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.stage_run("index", Params(), root) as run:
+        raise error
+    assert tracking.open_store(root).get_run(run.run_id).info.status == status
+
+
+def test_two_processes_create_the_store_together(root: Path) -> None:
+    code = (
+        "from pathlib import Path; import sys\n"
+        "from pipeline import tracking; from pipeline.config import Params\n"
+        "with tracking.stage_run('index', Params(), Path(sys.argv[1])) as run: pass"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said == [(b"", b"")] * 2
+
+
+def test_data_hash_comes_from_the_file_beside_the_folder(root: Path) -> None:
+    assert tracking.read_data_md5(root / "data") == MD5
+    assert tracking.read_data_md5(root / "other") is None
+    (root / "data.dvc").write_text("outs: []\n")
+    with pytest.raises(DataError, match="dvc add"):
+        tracking.read_data_md5(root / "data")
+
+
+def test_commit_is_none_outside_a_repository(tmp_path: Path) -> None:
+    assert tracking.read_commit(tmp_path) is None
+
+
+def test_null_run_records_nothing(tmp_path: Path) -> None:
+    run = tracking.null_run()
+    run.log_metrics({"a": 1.0})
+    run.set_tags({"a": "b"})
+    assert run.run_id is None
