@@ -42,9 +42,7 @@ def materialise_data(root: Path, generate: Callable[[Path], None]) -> str:
     from dvc.repo import Repo
 
     if not (root / DATA_FILE).is_file():
-        raise DataStepError(
-            f"{DATA_FILE} is missing: make data/ (`region-r1 demo make-data`), then `dvc add data`"
-        )
+        raise DataStepError(f"{DATA_FILE} is missing: make data/ (`region-r1 demo make-data`), then `dvc add data`")
     try:
         with Repo(str(root)) as repo:
             return _materialise(repo, root, generate)
@@ -100,9 +98,7 @@ def _pull(repo: Any) -> bool:  # noqa: ANN401 - dvc is untyped
     except CheckoutError:  # reached, but it does not have them
         return False
     except Exception as error:  # whatever the remote's client library raises
-        reason = (
-            f"the default DVC remote cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-        )
+        reason = f"the default DVC remote cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
         raise DataStepError(reason, code=UNAVAILABLE_CODE) from error
     return True
 

@@ -9,19 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline.environment import TELEMETRY_OFF
+
 ROOT_VARIABLE = "REGION_R1_ROOT"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"
 MLFLOW_UI_VARIABLE = "REGION_R1_MLFLOW_UI"
 
-TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "true",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 _READABLE_LOGS = {
     "PYTHONUNBUFFERED": "1",
     "TQDM_MININTERVAL": "30",  # a progress bar in a log is one line each half minute

@@ -112,9 +112,7 @@ def _build_stage_task(stage: str) -> Task[[StageContext], State[Any]]:
     return run_stage
 
 
-STAGE_TASKS: Mapping[str, Task[[StageContext], State[Any]]] = {
-    stage: _build_stage_task(stage) for stage in STAGES
-}
+STAGE_TASKS: Mapping[str, Task[[StageContext], State[Any]]] = {stage: _build_stage_task(stage) for stage in STAGES}
 
 
 def repro(stage: str, context: StageContext) -> State[Any]:
@@ -127,11 +125,7 @@ def repro(stage: str, context: StageContext) -> State[Any]:
         codes = [int(match[1]) for line in ended.err_lines if (match := _STAGE_CODE.search(line))]
         return _describe_failure(stage, ended, codes[-1] if codes else ended.code)
     unchanged = any(_UNCHANGED.search(line) for line in (*ended.out_lines, *ended.err_lines))
-    return (
-        Completed(name=CACHED, message=f"{stage}: unchanged")
-        if unchanged
-        else Completed(message=f"{stage}: done")
-    )
+    return Completed(name=CACHED, message=f"{stage}: unchanged") if unchanged else Completed(message=f"{stage}: done")
 
 
 def _run(name: str, command: list[str], context: StageContext, env: Mapping[str, str]) -> Ended | State[Any]:

@@ -32,8 +32,8 @@ class DataParams(_Section):
 class DemoParams(_Section):
     """The procedural world that `data/` is regenerated from."""
 
-    seed: int = 2026
-    num_entities: Annotated[int, Field(ge=8)] = 320
+    seed: Annotated[int, Field(ge=0)] = 2026
+    num_entities: Annotated[int, Field(ge=12, le=2160)] = 320
     num_train: PositiveInt = 2000
     num_val: PositiveInt = 400
     num_test: PositiveInt = 600
@@ -69,8 +69,8 @@ class PolicyParams(_Section):
 class SearchParams(_Section):
     """Region search: the multi-scale grid of boxes that the frozen scorer is asked about."""
 
-    scales: tuple[Fraction, ...] = Field(default=(0.3, 0.4, 0.5, 0.65), description="box side over image side")
-    stride: PositiveFloat = Field(default=0.35, description="step between boxes, in box sides")
+    scales: tuple[Fraction, ...] = Field(default=(0.3, 0.45), description="box side over image side")
+    stride: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.5, description="step between boxes, in box sides")
     min_gain: Annotated[float, Field(ge=0.0)] = Field(
         default=0.05, description="reward that a crop must earn over the full image to become a label"
     )
@@ -85,9 +85,10 @@ class SearchParams(_Section):
 class WarmupParams(_Section):
     """SFT on the labels that region search found."""
 
-    num_queries: PositiveInt = Field(default=800, description="training queries that region search labels")
-    epochs: PositiveFloat = 3.0
+    num_queries: PositiveInt = Field(default=400, description="training queries that region search labels")
+    epochs: PositiveFloat = 4.0
     learning_rate: PositiveFloat = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32
 
 
@@ -126,10 +127,16 @@ class TrainParams(_Section):
         forced = self.num_region + self.num_full
         if forced > self.group_size:
             raise ValueError(
-                f"train.num_region + train.num_full = {forced} exceeds train.group_size = {self.group_size}; lower one arm"
+                f"train.num_region + train.num_full = {forced} exceeds train.group_size = {self.group_size}; "
+                "lower one arm"
             )
         if (self.num_region == 0) != (self.num_full == 0):
             raise ValueError("train.num_region and train.num_full must both be 0 (stock GRPO) or both be positive")
+        if self.save_steps % self.updates_per_generation:
+            raise ValueError(
+                f"train.save_steps = {self.save_steps} must be a multiple of train.updates_per_generation = "
+                f"{self.updates_per_generation}: a checkpoint inside a generation buffer cannot be resumed exactly"
+            )
         if self.factorised and forced == 0:
             raise ValueError("train.factorised needs both arms: set train.num_region and train.num_full above 0")
         return self

@@ -1,10 +1,11 @@
-"""Builders of tiny random models and of a small corpus, in a second and without a network."""
+"""Builders of tiny random models, of a small corpus and of a scorer with planted outcomes; no network."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokeniz
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipeline.config import Params
+from pipeline.demo import tiny_llava
 from pipeline.learn.encoder import F32, normalise
+from pipeline.learn.scorer import ScoredView, View
 from pipeline.store import save_documents, save_qrels, save_queries
-from pipeline.types import Document, Qrel, Query, Split
+from pipeline.types import Box, Document, Outcome, Pool, Qrel, Query, Split
 from pipeline.workspace import Workspace
 
 
@@ -63,6 +66,17 @@ def build_tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def build_tiny_llava(folder: Path, *, seed: int = 0, hidden_size: int = 64) -> Path:
+    """Save an untrained model of the demo's policy family, narrower, with its processor."""
+    texts = [f"What is the {colour} thing at the {side}?" for colour in ("red", "blue") for side in ("left", "top")]
+    tokenizer = tiny_llava.build_tokenizer(texts)
+    with torch.random.fork_rng(), mock.patch.object(tiny_llava, "HIDDEN_SIZE", hidden_size):
+        torch.manual_seed(seed)
+        tiny_llava.build_model(tokenizer).save_pretrained(folder)
+    tiny_llava.build_processor(tokenizer).save_pretrained(folder)
+    return folder
+
+
 class CountingEncoder:
     """A fixed random projection of pixels and letters that counts what it is given."""
 
@@ -100,9 +114,7 @@ def build_corpus(root: Path, *, num_documents: int = 30, num_queries: int = 12) 
         paths = tuple(f"docs/{number}_{view}.png" for view in range(number % 3))
         for path in paths:
             _save_noise(workspace.data_dir / path, rng, (20, 16))
-        documents.append(
-            Document(doc_id=f"d{number}", title=f"Thing {number}", text="A thing.", image_paths=paths)
-        )
+        documents.append(Document(doc_id=f"d{number}", title=f"Thing {number}", text="A thing.", image_paths=paths))
     splits: tuple[Split, ...] = ("train", "val", "test")
     queries = []
     for number in range(num_queries):
@@ -137,6 +149,65 @@ def build_params(scorer_dir: Path, *, pool_size: int = 10, batch_size: int = 5) 
             "retrieve": {"pool_size": pool_size},
         }
     )
+
+
+def build_outcome(first_rank: int, *, margin: float = 0.0) -> Outcome:
+    """Return the outcome of a pool with one positive at this rank."""
+    return Outcome(
+        first_rank=first_rank,
+        reciprocal_rank=1.0 / first_rank,
+        ndcg=float(1.0 / np.log2(1 + first_rank)),
+        margin=margin,
+    )
+
+
+class PlantedScorer:
+    """Stands in for the frozen scorer: every full image ranks alike, `score_box` says how a crop ranks."""
+
+    def __init__(
+        self, questions: Mapping[str, str], *, baseline: Outcome, score_box: Callable[[str, Box], Outcome]
+    ) -> None:
+        self.queries = {
+            query_id: Query(
+                query_id=query_id,
+                split="val" if query_id.startswith("val") else "train",
+                question=question,
+                image_path=f"{query_id}.png",
+                width_px=40,
+                height_px=30,
+            )
+            for query_id, question in questions.items()
+        }
+        self.pools = {
+            query_id: Pool(
+                query_id=query_id,
+                split=query.split,
+                doc_ids=("d0", "d1"),
+                scores=(0.9, 0.1),
+                relevance=(False, True),
+                num_relevant=1,
+            )
+            for query_id, query in self.queries.items()
+        }
+        self.num_encoded = 0
+        self._baseline = baseline
+        self._score_box = score_box
+
+    def get_baseline(self, query_id: str) -> ScoredView:
+        return ScoredView(self._baseline, np.zeros(2, dtype=np.float32))
+
+    def score_views(self, views: Sequence[View]) -> list[ScoredView]:
+        self.num_encoded += len(views)
+        return [
+            self.get_baseline(query_id)
+            if box is None
+            else ScoredView(self._score_box(query_id, box), np.zeros(2, dtype=np.float32))
+            for query_id, box in views
+        ]
+
+    def load_image(self, query_id: str) -> Image.Image:
+        rng = np.random.default_rng(sorted(self.queries).index(query_id))
+        return Image.fromarray(rng.integers(0, 255, size=(3, 4, 3), dtype=np.uint8)).resize((40, 30))
 
 
 def _save_noise(path: Path, rng: np.random.Generator, size_px: tuple[int, int]) -> None:

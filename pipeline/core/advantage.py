@@ -32,9 +32,7 @@ class Advantages:
     argument_BG: npt.NDArray[np.float64]
 
 
-def compute_advantages(
-    rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike, *, factorised: bool
-) -> Advantages:
+def compute_advantages(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike, *, factorised: bool) -> Advantages:
     """Return the advantages of B groups of G rows.
 
     Plain (paper, section 3): both are `r - mean(group)`.
@@ -97,9 +95,7 @@ def _check(
     rewards = np.asarray(rewards_BG, dtype=np.float64)
     decisions = np.asarray(decisions_BG, dtype=np.int64)
     if rewards.ndim != 2 or rewards.shape[1] == 0 or rewards.shape != decisions.shape:
-        raise ValueError(
-            f"rewards and decisions must share a shape (B, G), got {rewards.shape}, {decisions.shape}"
-        )
+        raise ValueError(f"rewards and decisions must share a shape (B, G), got {rewards.shape}, {decisions.shape}")
     if not np.isfinite(rewards).all():
         raise ValueError("rewards must be finite")
     if not np.isin(decisions, (REGION, FULL, MALFORMED)).all():

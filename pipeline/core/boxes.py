@@ -26,9 +26,7 @@ class Frame:
 
     def __post_init__(self) -> None:
         if not (1.0 <= self.width <= _LARGEST_SIDE and 1.0 <= self.height <= _LARGEST_SIDE):
-            raise ValueError(
-                f"a frame's sides must lie in [1, {_LARGEST_SIDE}], got {self.width} x {self.height}"
-            )
+            raise ValueError(f"a frame's sides must lie in [1, {_LARGEST_SIDE}], got {self.width} x {self.height}")
 
 
 def box_to_frame(box: Box, frame: Frame) -> tuple[int, int, int, int]:

@@ -29,9 +29,7 @@ class Reward:
     margin: float = 0.0
 
 
-def compute_reward(
-    decision: Decision, baseline: Outcome, view: Outcome | None, params: RewardParams
-) -> Reward:
+def compute_reward(decision: Decision, baseline: Outcome, view: Outcome | None, params: RewardParams) -> Reward:
     """Return the reward of a decision (paper, section 3; clip and scale from its public code).
 
     Crop: `scale * max(floor, w_mrr dMRR + w_ndcg dNDCG + w_rank dRank + w_margin dMargin)` with

@@ -112,9 +112,7 @@ def randomisation_test(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, *, num_resamples:
     return (num_hits + 1) / (num_resamples + 1)
 
 
-def _bootstrap(
-    columns_QC: npt.NDArray[np.float64], *, num_resamples: int, confidence: float, seed: int
-) -> Interval:
+def _bootstrap(columns_QC: npt.NDArray[np.float64], *, num_resamples: int, confidence: float, seed: int) -> Interval:
     _check_resamples(num_resamples)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
@@ -127,9 +125,7 @@ def _bootstrap(
     usable_R = (sums_RC[:, 1::2] > 0.0).all(axis=1)
     if not usable_R.any():
         raise ValueError("the denominator sums to 0 in every resample")
-    low, high = np.quantile(
-        _compute_figure(sums_RC[usable_R]), [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
-    )
+    low, high = np.quantile(_compute_figure(sums_RC[usable_R]), [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Interval(
         mean=float(_compute_figure(sums_1C)[0]),
         low=float(low),
@@ -166,9 +162,7 @@ def _chunk(num_resamples: int, num_queries: int) -> Iterator[int]:
 def _stack(*columns: npt.ArrayLike) -> npt.NDArray[np.float64]:
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if arrays[0].ndim != 1 or arrays[0].size == 0 or any(array.shape != arrays[0].shape for array in arrays):
-        raise ValueError(
-            f"need non-empty vectors over the same queries, got {[array.shape for array in arrays]}"
-        )
+        raise ValueError(f"need non-empty vectors over the same queries, got {[array.shape for array in arrays]}")
     stacked = np.stack(arrays, axis=1)
     if not np.isfinite(stacked).all():
         raise ValueError("values must be finite")

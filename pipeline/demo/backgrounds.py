@@ -21,9 +21,7 @@ def draw_background(rng: np.random.Generator, size_px: tuple[int, int]) -> Image
     base = int(rng.integers(96, 196))
     tint = [int(v) for v in rng.integers(-15, 16, 3)]
     contrast = int(rng.integers(70, 120))
-    tables = [
-        [min(255, max(0, base + shift + (v - 128) * contrast // 128)) for v in range(256)] for shift in tint
-    ]
+    tables = [[min(255, max(0, base + shift + (v - 128) * contrast // 128)) for v in range(256)] for shift in tint]
     return Image.merge("RGB", [grey.point(table) for table in tables])
 
 
@@ -56,10 +54,7 @@ def _build_texture(style_index: int, level: int) -> Image.Image:
         grid = 34.0 * _noise(rng, (12, 12)) + 26.0 * _noise(rng, (120, 120)) + 12.0 * grain
     elif style == "slate":
         grid = (
-            70.0 * _noise(rng, (7, 14))
-            + 50.0 * _noise(rng, (30, 70))
-            + 34.0 * _noise(rng, (160, 260))
-            + 10.0 * grain
+            70.0 * _noise(rng, (7, 14)) + 50.0 * _noise(rng, (30, 70)) + 34.0 * _noise(rng, (160, 260)) + 10.0 * grain
         )
     elif style == "wood":
         planks = (np.arange(_TEXTURE_PX) % 128 < 3) * -60.0

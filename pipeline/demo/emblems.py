@@ -95,9 +95,7 @@ def paste_emblem(
     level_px = 256 if scale_px > 64 else 128 if scale_px > 32 else 64 if scale_px > 16 else 32
     x0, y0, x1, y1 = compute_extent(look.kind, rotation_rad)
     reach_px = max(-x0, -y0, x1, y1) * scale_px + 1.0
-    origin_px, patch = _transform(
-        _render_master(look, level_px), _FRAME, centre_px, scale_px, rotation_rad, reach_px
-    )
+    origin_px, patch = _transform(_render_master(look, level_px), _FRAME, centre_px, scale_px, rotation_rad, reach_px)
     emblem = patch.convert("RGBA")
     canvas.paste(emblem, origin_px, emblem)
 
@@ -180,11 +178,7 @@ def _render_shadow(kind: str) -> Image.Image:
     shadow = Image.new("L", (_SHADOW_PX, _SHADOW_PX))
     offset_px = (_SHADOW_PX - inner_px) // 2
     shadow.paste(silhouette.resize((inner_px, inner_px), Image.Resampling.BOX), (offset_px, offset_px))
-    return (
-        shadow.filter(ImageFilter.BoxBlur(3))
-        .filter(ImageFilter.BoxBlur(2))
-        .point([v * 3 // 5 for v in range(256)])
-    )
+    return shadow.filter(ImageFilter.BoxBlur(3)).filter(ImageFilter.BoxBlur(2)).point([v * 3 // 5 for v in range(256)])
 
 
 @lru_cache(maxsize=len(KINDS) * len(PATTERNS))

@@ -102,12 +102,15 @@ def build_entities(seed: int, count: int, population: Population) -> tuple[Entit
     )
 
 
+def invent_entity(entity_id: str, look: Look, rng: np.random.Generator) -> Entity:
+    """Returns an entity of this look with a title and an article made up on the spot."""
+    return _build_entity(entity_id, look, _pick(rng, _TITLES).format(_invent_name(rng)), rng)
+
+
 def describe_look(look: Look) -> str:
     """Returns, for example, "a red moth with white dots"."""
     article = "an" if look.colour[0] in "aeiou" else "a"
-    pattern = (
-        f"{look.accent} dots" if look.pattern == "dots" else _with_article(f"{look.accent} {look.pattern}")
-    )
+    pattern = f"{look.accent} dots" if look.pattern == "dots" else _with_article(f"{look.accent} {look.pattern}")
     return f"{article} {look.colour} {look.kind} with {pattern}"
 
 

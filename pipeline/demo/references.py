@@ -46,16 +46,12 @@ QUESTION_TEMPLATES: Final = (
 
 def list_references(scene: Scene[EntityT]) -> list[Reference]:
     """Returns every valid reference (thing index, kind of reference, phrase) to a thing of the scene."""
-    return find_references(
-        [t.entity.look for t in scene.things], [t.box for t in scene.things], scene.image.size
-    )
+    return find_references([t.entity.look for t in scene.things], [t.box for t in scene.things], scene.image.size)
 
 
 def find_references(looks: Sequence[Look], boxes: Sequence[Box], size_px: tuple[int, int]) -> list[Reference]:
     """Returns every valid reference, from looks and boxes (fractions of a picture of `size_px`)."""
-    colour: list[Reference] = [
-        (i, "colour", f"the {look.colour} {look.kind}") for i, look in enumerate(looks)
-    ]
+    colour: list[Reference] = [(i, "colour", f"the {look.colour} {look.kind}") for i, look in enumerate(looks)]
     if len(looks) == 1:
         return [*colour, (0, "single", "this emblem")]
     named = [(look.kind, look.colour) for look in looks]

@@ -68,9 +68,7 @@ def draw_scene(
     entities: Sequence[EntityT], rng: np.random.Generator, size_px: tuple[int, int], focus: Focus = "any"
 ) -> Scene[EntityT]:
     """Draws a cluttered scene of 2 to 6 entities, distinct in (kind, colour); `focus` is about the first."""
-    return draw_placements(
-        entities, lay_out_clutter([e.look for e in entities], rng, size_px, focus), rng, size_px
-    )
+    return draw_placements(entities, lay_out_clutter([e.look for e in entities], rng, size_px, focus), rng, size_px)
 
 
 def draw_close_up(entity: EntityT, rng: np.random.Generator, size_px: tuple[int, int]) -> Scene[EntityT]:
@@ -78,9 +76,7 @@ def draw_close_up(entity: EntityT, rng: np.random.Generator, size_px: tuple[int,
     return draw_placements((entity,), lay_out_single(entity.look, rng, size_px, CLOSE_UP_SIZE), rng, size_px)
 
 
-def draw_gallery(
-    entity: EntityT, rng: np.random.Generator, size_px: tuple[int, int] = (128, 128)
-) -> Scene[EntityT]:
+def draw_gallery(entity: EntityT, rng: np.random.Generator, size_px: tuple[int, int] = (128, 128)) -> Scene[EntityT]:
     """Draws an encyclopedia picture: one entity filling 0.72 to 0.92 of the shorter side."""
     return draw_placements((entity,), lay_out_single(entity.look, rng, size_px, GALLERY_SIZE), rng, size_px)
 

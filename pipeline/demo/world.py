@@ -137,9 +137,7 @@ def build_world(
         ValueError: If an argument is out of range.
     """
     if num_entities < 12 or num_train < 1 or num_val < 0 or num_test < 0 or not 0.0 <= close_up_share <= 1.0:
-        raise ValueError(
-            "need num_entities >= 12, num_train >= 1, num_val, num_test >= 0, 0 <= close_up_share <= 1"
-        )
+        raise ValueError("need num_entities >= 12, num_train >= 1, num_val, num_test >= 0, 0 <= close_up_share <= 1")
     entities = build_entities(seed, num_entities, population)
     rng = np.random.default_rng((seed, 2))
     order = [entities[int(i)] for i in rng.permutation(num_entities)]
@@ -158,9 +156,7 @@ def build_world(
     queries: list[QueryPlan] = []
     for number, (split, target, is_seen) in enumerate(targets):
         query_rng = np.random.default_rng((seed, 3, number))
-        queries.append(
-            _plan_query(f"q{number + 1:05d}", split, target, is_seen, entities, query_rng, close_up_share)
-        )
+        queries.append(_plan_query(f"q{number + 1:05d}", split, target, is_seen, entities, query_rng, close_up_share))
     return World(seed, entities, tuple(_plan_document(seed, entity) for entity in entities), tuple(queries))
 
 

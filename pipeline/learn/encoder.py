@@ -118,16 +118,11 @@ class ClipEncoder:
             return np.empty((0, self._dim), dtype=np.float32)
         starts = range(0, len(items), self._batch_size)
         with torch.inference_mode():
-            parts = [
-                encode_batch(items[start : start + self._batch_size]).float().cpu().numpy()
-                for start in starts
-            ]
+            parts = [encode_batch(items[start : start + self._batch_size]).float().cpu().numpy() for start in starts]
         return normalise(np.concatenate(parts))
 
     def _encode_image_batch(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        pixels_NHWC = torch.from_numpy(np.stack([np.asarray(self._fit(image)) for image in images])).to(
-            self._device
-        )
+        pixels_NHWC = torch.from_numpy(np.stack([np.asarray(self._fit(image)) for image in images])).to(self._device)
         pixels_NHWC = pixels_NHWC.to(torch.float32).mul_(self._scale_C).add_(self._shift_C)
         pixels_NCHW = pixels_NHWC.permute(0, 3, 1, 2).contiguous().to(self._model.dtype)
         return _get_features(self._model.get_image_features(pixel_values=pixels_NCHW))
@@ -172,9 +167,7 @@ def load_encoder(params: ScorerParams) -> Encoder:
         raise ModelError(f"{path}: the processor must have a tokenizer and an image processor")
     _check_end_token(path, model, processor.tokenizer)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
-    return ClipEncoder(
-        model, processor, digest=compute_model_digest(path), batch_size=params.batch_size, device=device
-    )
+    return ClipEncoder(model, processor, digest=compute_model_digest(path), batch_size=params.batch_size, device=device)
 
 
 def fuse(image_ND: F32, text_ND: F32) -> F32:

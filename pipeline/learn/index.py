@@ -27,7 +27,7 @@ from PIL import Image
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, fuse, normalise
-from pipeline.learn.progress import Advance
+from pipeline.progress import Advance
 from pipeline.store import load_ids, read_json, replace_dir, save_ids, write_json
 from pipeline.types import Document
 
@@ -68,9 +68,7 @@ class BuildFigures:
 class DocumentIndex:
     """A finished index: vectors stay on disk, the FAISS index is read when the first search comes."""
 
-    def __init__(
-        self, folder: Path, vectors_ND: F32, doc_ids: Sequence[str], meta: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, vectors_ND: F32, doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
         self._folder = folder
         self.vectors_ND = vectors_ND
         self.doc_ids = doc_ids
@@ -99,9 +97,7 @@ class DocumentIndex:
             ConfigError: there are fewer than K documents.
         """
         if k > len(self):
-            raise ConfigError(
-                f"retrieve.pool_size is {k}, but the corpus has {len(self)} documents; lower it"
-            )
+            raise ConfigError(f"retrieve.pool_size is {k}, but the corpus has {len(self)} documents; lower it")
 
     def search(self, queries_QD: F32, k: int) -> tuple[F32, NDArray[np.int64]]:
         """Return cosines and rows, (Q, K) each, of the K nearest documents, best first; ties by row.
@@ -201,9 +197,7 @@ def load_index(index_dir: Path, encoder_digest: str) -> DocumentIndex:
     doc_ids = load_ids(index_dir / "doc_ids.parquet", stage="index")
     vectors_ND = load_vectors(index_dir / "vectors.npy", stage="index")
     if vectors_ND.shape != (meta["count"], meta["dim"]) or len(doc_ids) != meta["count"]:
-        raise StageError(
-            f"{index_dir} is stale: its vectors and ids disagree with meta.json; run index again"
-        )
+        raise StageError(f"{index_dir} is stale: its vectors and ids disagree with meta.json; run index again")
     return DocumentIndex(index_dir, vectors_ND, doc_ids, meta)
 
 
@@ -242,23 +236,17 @@ def _embed_documents(
         )
         for row in illustrated
     ]
-    for row, image_PD in zip(
-        illustrated, encode_in_stream(encoder, tasks, batch_size=batch_size), strict=True
-    ):
+    for row, image_PD in zip(illustrated, encode_in_stream(encoder, tasks, batch_size=batch_size), strict=True):
         image_1D = normalise(image_PD.mean(axis=0, keepdims=True))
         vectors_ND[row] = fuse(image_1D, vectors_ND[row : row + 1])[0]
         advance(1)
     return vectors_ND
 
 
-def _write_index(
-    index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str], meta: Mapping[str, Any]
-) -> None:
+def _write_index(index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
     with replace_dir(index_dir) as folder:
         shape = (meta["count"], meta["dim"])
-        vectors_ND = np.lib.format.open_memmap(
-            folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape
-        )
+        vectors_ND = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
         flat = faiss.IndexFlatIP(meta["dim"])
         start = 0
         for shard in shards:

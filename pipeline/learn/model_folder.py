@@ -34,9 +34,7 @@ def _resolve_builtin(name: str) -> Path:
     path = _BUILTIN_DIR / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or not path.is_dir():
         known = sorted(entry.name for entry in _BUILTIN_DIR.glob("*") if entry.is_dir())
-        raise ModelError(
-            f"{_BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}"
-        )
+        raise ModelError(f"{_BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}")
     return path
 
 
@@ -59,9 +57,7 @@ def check_model_folder(path: Path) -> None:
 def compute_model_digest(path: Path) -> str:
     """Return the sha256 over names and bytes of weights, configuration and tokenizer files of a folder."""
     digest = hashlib.sha256()
-    for file in sorted(
-        entry for entry in path.iterdir() if entry.suffix in _HASHED_SUFFIXES and entry.is_file()
-    ):
+    for file in sorted(entry for entry in path.iterdir() if entry.suffix in _HASHED_SUFFIXES and entry.is_file()):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name}\0{content}\n".encode())

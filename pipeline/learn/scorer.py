@@ -26,7 +26,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.images import crop_view
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
 from pipeline.learn.index import DocumentIndex, PictureFolder, load_index, score_candidates
-from pipeline.learn.progress import Advance
+from pipeline.progress import Advance
 from pipeline.store import load_outcomes, load_pools, load_queries, read_json
 from pipeline.types import Box, Outcome, Pool, Query
 from pipeline.workspace import Workspace

@@ -54,9 +54,7 @@ def validate_tables(as_read: Tables, as_kept: Tables, images: ImageReport) -> di
     for result in checked_kept:
         if not result["success"]:
             rows = ", ".join(result["rows"])
-            raise DataError(
-                f"{result['table']}: {result['expectation']} does not hold for the rows kept: {rows}"
-            )
+            raise DataError(f"{result['table']}: {result['expectation']} does not hold for the rows kept: {rows}")
     return {
         "success": all(result["success"] for result in checked_read),
         "as_read": checked_read,
@@ -66,6 +64,7 @@ def validate_tables(as_read: Tables, as_kept: Tables, images: ImageReport) -> di
 
 def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Great Expectations and what it imports use deprecated names
         import great_expectations as gx
@@ -80,7 +79,7 @@ def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
             ExpectColumnValuesToMatchRegex,
         )
 
-        # It reports temporary folders on every run, and importing it sets this very logger to INFO.
+        # The import has just set this one to INFO.
         logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
 
         def holds(column: str) -> ExpectColumnValuesToBeInSet:
@@ -149,12 +148,9 @@ def _document_frame(documents: Sequence[DocumentCandidate], images: ImageReport)
             "source_id": [document.source_id for document in documents],
             "doc_id": [document.doc_id for document in documents],
             "images_decode": [
-                all(isinstance(images[path], ImageFacts) for path in document.image_paths)
-                for document in documents
+                all(isinstance(images[path], ImageFacts) for path in document.image_paths) for document in documents
             ],
-            "image_or_text": [
-                bool(document.image_paths) or bool(document.text.strip()) for document in documents
-            ],
+            "image_or_text": [bool(document.image_paths) or bool(document.text.strip()) for document in documents],
         }
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import Params
 from pipeline.learn.encoder import load_encoder
 from pipeline.learn.index import PictureFolder, build_index
-from pipeline.learn.progress import track
+from pipeline.progress import track
 from pipeline.store import load_documents
 from pipeline.tracking import StageRun
 from pipeline.workspace import Workspace

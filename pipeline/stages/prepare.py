@@ -64,9 +64,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
     kept_documents, rejected_documents = _judge_documents(documents, images)
     kept_queries, rejected_queries = _judge_queries(queries, kept_documents, documents, images)
-    rejects = _in_file_order(
-        [*misshapen_documents, *rejected_documents, *misshapen_queries, *rejected_queries]
-    )
+    rejects = _in_file_order([*misshapen_documents, *rejected_documents, *misshapen_queries, *rejected_queries])
     num_rows = len(documents) + len(misshapen_documents) + len(queries) + len(misshapen_queries)
     num_rejected = len({reject.source_id for reject in rejects})
     _check_reject_rate(rejects, num_rejected, num_rows, params.data.max_reject_rate, workspace.data_dir)
@@ -77,9 +75,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     validation["num_rows"] = num_rows
     validation["rejects"] = dict(sorted(Counter(reject.reason for reject in rejects).items()))
     qrels = [
-        Qrel(query_id=query.query_id, doc_id=doc_id)
-        for query in kept_queries
-        for doc_id in query.relevant_doc_ids
+        Qrel(query_id=query.query_id, doc_id=doc_id) for query in kept_queries for doc_id in query.relevant_doc_ids
     ]
     with replace_dir(workspace.tables_dir) as folder:
         save_documents(folder / "documents.parquet", (_to_document(document) for document in kept_documents))
@@ -113,9 +109,7 @@ def _divide(rows: Iterable[Candidate | Reject]) -> tuple[list[Candidate], list[R
 
 def _shortened(reject: Reject) -> Reject:
     detail = " ".join(reject.detail.split())
-    return replace(
-        reject, detail=detail if len(detail) <= MAX_DETAIL_CHARS else detail[: MAX_DETAIL_CHARS - 1] + "…"
-    )
+    return replace(reject, detail=detail if len(detail) <= MAX_DETAIL_CHARS else detail[: MAX_DETAIL_CHARS - 1] + "…")
 
 
 def _in_file_order(rejects: Sequence[Reject]) -> list[Reject]:
@@ -228,11 +222,7 @@ def _find_document_fault(document: DocumentCandidate, first_row: str, images: Im
     if not document.image_paths and not document.text.strip():
         return _reject(document.source_id, "empty_document", "has neither an image nor text")
     return next(
-        (
-            fault
-            for path in document.image_paths
-            if (fault := _find_image_fault(document.source_id, path, images))
-        ),
+        (fault for path in document.image_paths if (fault := _find_image_fault(document.source_id, path, images))),
         None,
     )
 
@@ -258,9 +248,7 @@ def _judge_queries(
         missing = [doc_id for doc_id in query.relevant_doc_ids if doc_id not in kept_doc_ids]
         details = [_describe_missing(doc_id, document_rows) for doc_id in missing]
         if len(missing) == len(query.relevant_doc_ids):
-            rejects.append(
-                _reject(query.source_id, "no_relevant_document", "; ".join(details) or "names none")
-            )
+            rejects.append(_reject(query.source_id, "no_relevant_document", "; ".join(details) or "names none"))
             continue
         fact = images[query.image_path]
         owner = image_owners.setdefault(fact.sha256, query) if isinstance(fact, ImageFacts) else query
@@ -309,9 +297,7 @@ def _check_reject_rate(
 ) -> None:
     if num_rejected <= max_reject_rate * num_rows:
         return
-    counts = ", ".join(
-        f"{reason} {count}" for reason, count in Counter(r.reason for r in rejects).most_common()
-    )
+    counts = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejects).most_common())
     named = "; ".join(f"{r.source_id} {r.reason}: {r.detail[:120]}" for r in rejects[:MAX_ROWS_NAMED])
     raise DataError(
         f"{num_rejected} of {num_rows} rows are rejected ({num_rejected / num_rows:.2%}), more than "
@@ -324,9 +310,7 @@ def _check_reject_rate(
 
 
 def _to_document(document: DocumentCandidate) -> Document:
-    return Document(
-        doc_id=document.doc_id, title=document.title, text=document.text, image_paths=document.image_paths
-    )
+    return Document(doc_id=document.doc_id, title=document.title, text=document.text, image_paths=document.image_paths)
 
 
 def _to_query(query: QueryCandidate, images: ImageReport) -> Query:

@@ -19,7 +19,7 @@ from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
 from pipeline.learn.index import DocumentIndex, PictureFolder, load_index
-from pipeline.learn.progress import track
+from pipeline.progress import track
 from pipeline.store import (
     load_qrels,
     load_queries,
@@ -59,9 +59,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     with replace_dir(workspace.pools_dir) as folder:
         vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.scorer.batch_size)
-        found = list(
-            _retrieve(index, queries, vectors_QD, collect_relevant(qrels), params.retrieve.pool_size)
-        )
+        found = list(_retrieve(index, queries, vectors_QD, collect_relevant(qrels), params.retrieve.pool_size))
         pools = [pool for pool in found if pool.split != "train" or pool.has_positive]
         num_dropped = len(found) - len(pools)
         logger.info("retrieve: %d training queries dropped, no positive in their pool", num_dropped)
@@ -70,9 +68,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
                 f"no training query has a positive among its {params.retrieve.pool_size} candidates; "
                 "raise retrieve.pool_size or take a stronger scorer"
             )
-        baseline = {
-            pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools
-        }
+        baseline = {pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools}
         save_pools(folder / "pools.parquet", pools)
         save_outcomes(folder / "baseline.parquet", baseline)
         meta = {
@@ -104,8 +100,7 @@ def _embed_queries(
         folder / "query_vectors.npy", mode="w+", dtype=np.float32, shape=(len(queries), encoder.dim)
     )
     tasks = (
-        PictureTask(1, partial(pictures.load_squashed, [query.image_path], encoder.input_size_px))
-        for query in queries
+        PictureTask(1, partial(pictures.load_squashed, [query.image_path], encoder.input_size_px)) for query in queries
     )
     with track("retrieve: queries", len(queries)) as advance:
         for row, vector_1D in enumerate(encode_in_stream(encoder, tasks, batch_size=batch_size)):

@@ -44,9 +44,7 @@ def test_every_dvc_stage_runs_its_stage_and_writes_what_the_workspace_names(
     for name, stage in dvc_stages.items():
         assert stage["cmd"] == f"python -m pipeline {name}"
         assert [CHECKOUT / out for out in stage["outs"]] == OUTS[name]
-        assert [CHECKOUT / next(iter(metric)) for metric in stage["metrics"]] == [
-            WORKSPACE.metrics_path(name)
-        ]
+        assert [CHECKOUT / next(iter(metric)) for metric in stage["metrics"]] == [WORKSPACE.metrics_path(name)]
 
 
 def test_stages_depend_on_sections_that_exist_and_on_earlier_outs(

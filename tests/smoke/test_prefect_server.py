@@ -129,9 +129,7 @@ def test_the_nightly_cron_schedule_sleeps_until_switched_on_and_then_makes_runs(
     assert _scheduled_runs(server_env, deployment["id"]) == []
     command = [*PREFECT, "deployment", "schedule", "resume", "region-r1/nightly", schedule["id"]]
     _check(command, CHECKOUT, server_env)
-    _await(
-        lambda: _scheduled_runs(server_env, deployment["id"]), 60, lambda: "no scheduled run: sqlalchemy pin?"
-    )
+    _await(lambda: _scheduled_runs(server_env, deployment["id"]), 60, lambda: "no scheduled run: sqlalchemy pin?")
     command[3] = "pause"
     _check(command, CHECKOUT, server_env)
 
@@ -159,9 +157,7 @@ def fake_checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_pools_send_warmup_and_training_to_a_gpu_worker(
-    server_env: dict[str, str], fake_checkout: Path
-) -> None:
+def test_pools_send_warmup_and_training_to_a_gpu_worker(server_env: dict[str, str], fake_checkout: Path) -> None:
     env = {**server_env, "REGION_R1_ROOT": str(fake_checkout)}
     env.pop("MLFLOW_TRACKING_URI", None)
     logs = {pool: fake_checkout / f"{pool}.log" for pool in ("cpu", "gpu")}
@@ -181,14 +177,10 @@ def test_pools_send_warmup_and_training_to_a_gpu_worker(
             return state in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
         _await(is_final, 200, explain)
-        assert _ask(env, f"/flow_runs/{run_id}")["state"]["message"] == "7 stages: 0 unchanged, 7 ran", (
-            explain()
-        )
+        assert _ask(env, f"/flow_runs/{run_id}")["state"]["message"] == "7 stages: 0 unchanged, 7 ran", explain()
     assert "hello from train" in logs["gpu"].read_text()
     assert "hello from prepare" in logs["cpu"].read_text()
     assert "hello from prepare" not in logs["gpu"].read_text()
     assert len((fake_checkout / "artifacts" / "register.txt").read_text()) == 32  # MLflow's parent run
-    (artifact,) = _ask(
-        env, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["region-r1-result"]}}}
-    )
+    (artifact,) = _ask(env, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["region-r1-result"]}}})
     assert "| train | Completed |" in artifact["data"]

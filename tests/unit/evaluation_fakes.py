@@ -34,9 +34,7 @@ from pipeline.workspace import Workspace
 
 POOL_SIZE = 6
 NUM_DOCUMENTS = 12
-PARAMS = Params.model_validate(
-    {"evaluate": {"num_resamples": 200}, "search": {"scales": [0.4], "stride": 0.5}}
-)
+PARAMS = Params.model_validate({"evaluate": {"num_resamples": 200}, "search": {"scales": [0.4], "stride": 0.5}})
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
@@ -165,9 +163,7 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
     fake_module = types.ModuleType("pipeline.learn.policy")
     fake_module.load_policy = load_policy  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipeline.learn.policy", fake_module)
-    monkeypatch.setattr(
-        scorer_module.FrozenScorer, "load", lambda *_args, **_options: FakeScorer(queries, pools)
-    )
+    monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: FakeScorer(queries, pools))
     return FakeWorld(workspace, queries, pools, policies)
 
 

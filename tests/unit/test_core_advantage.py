@@ -83,8 +83,7 @@ def test_decision_advantages_are_zero_only_where_the_arms_earn_the_same(case):
     decision = compute_advantages(rewards, decisions, factorised=True).decision_BG
     gap = np.array([row[a].mean() - row[b].mean() for row, a, b in zip(rewards, region, full, strict=True)])
     assert (
-        np.sign(np.where(region, decision, -decision))[np.abs(gap) > 1e-6]
-        == np.sign(gap)[np.abs(gap) > 1e-6, None]
+        np.sign(np.where(region, decision, -decision))[np.abs(gap) > 1e-6] == np.sign(gap)[np.abs(gap) > 1e-6, None]
     ).all()
 
 
@@ -102,9 +101,7 @@ def test_broken_box_pulls_down_its_own_arm_only():
 
 
 def test_group_with_one_arm_falls_back_to_its_own_mean():
-    advantages = compute_advantages(
-        [[1.0, 0.0, -1.0], [0.0, 3.0, 3.0]], [[0, 0, 2], [1, 1, 1]], factorised=True
-    )
+    advantages = compute_advantages([[1.0, 0.0, -1.0], [0.0, 3.0, 3.0]], [[0, 0, 2], [1, 1, 1]], factorised=True)
     np.testing.assert_allclose(advantages.decision_BG, [[1.0, 0.0, -1.0], [-2.0, 1.0, 1.0]])
     np.testing.assert_allclose(advantages.argument_BG, [[0.5, -0.5, -1.0], [-2.0, 1.0, 1.0]])
 

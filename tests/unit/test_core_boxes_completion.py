@@ -22,11 +22,7 @@ TINY = Frame(28, 28)
 
 
 def spans(low: float, high: float):
-    return (
-        st.tuples(st.floats(low, high), st.floats(low, high))
-        .map(sorted)
-        .filter(lambda span: span[0] < span[1])
-    )
+    return st.tuples(st.floats(low, high), st.floats(low, high)).map(sorted).filter(lambda span: span[0] < span[1])
 
 
 boxes = st.builds(lambda x, y: Box(x[0], y[0], x[1], y[1]), spans(0.0, 1.0), spans(0.0, 1.0))

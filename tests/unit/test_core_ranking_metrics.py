@@ -33,9 +33,7 @@ def test_outcome_and_metrics_equal_ir_measures(pool):
     num_relevant = int(relevance.sum()) + outside
     outcome = compute_outcome(scores, relevance, num_relevant)
 
-    qrels = {
-        "q": {f"d{i}": int(rel) for i, rel in enumerate(relevance)} | {f"x{i}": 1 for i in range(outside)}
-    }
+    qrels = {"q": {f"d{i}": int(rel) for i, rel in enumerate(relevance)} | {f"x{i}": 1 for i in range(outside)}}
     run = {"q": {f"d{i}": float(score) for i, score in enumerate(scores)}}
     measures = [RR, nDCG @ size, Success @ 1, Success @ 5]
     expected = ir_measures.calc_aggregate(measures, qrels, run)

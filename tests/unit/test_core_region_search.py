@@ -65,11 +65,7 @@ def test_grid_refuses_values_out_of_range(scales, stride):
         build_grid(scales, stride)
 
 
-spans = (
-    st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-    .map(sorted)
-    .filter(lambda span: span[1] - span[0] > 0.01)
-)
+spans = st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)).map(sorted).filter(lambda span: span[1] - span[0] > 0.01)
 
 
 @settings(deadline=None)

@@ -140,18 +140,13 @@ def test_randomisation_agrees_with_all_sign_vectors():
 def test_randomisation_is_two_sided():
     rng = np.random.default_rng(2)
     a, b = rng.random(50), rng.random(50)
-    assert randomisation_test(a, b, num_resamples=400, seed=1) == randomisation_test(
-        b, a, num_resamples=400, seed=1
-    )
+    assert randomisation_test(a, b, num_resamples=400, seed=1) == randomisation_test(b, a, num_resamples=400, seed=1)
 
 
 def test_p_values_are_uniform_under_the_null():
     rng = np.random.default_rng(8)
     p = np.sort(
-        [
-            randomisation_test(rng.random(40), rng.random(40), num_resamples=199, seed=trial)
-            for trial in range(400)
-        ]
+        [randomisation_test(rng.random(40), rng.random(40), num_resamples=199, seed=trial) for trial in range(400)]
     )
     # Kolmogorov-Smirnov distance; its 1 % critical value is 1.63 / sqrt(400) = 0.0815
     assert np.abs(p - np.arange(1, 401) / 400).max() < 0.0815

@@ -161,17 +161,13 @@ def test_things_lie_inside_and_apart_and_look_different(world: World) -> None:
 def test_two_things_of_one_kind_and_colour_are_refused() -> None:
     look = emblems.Look("moth", "red", "dots", "white")
     with pytest.raises(ValueError, match="share kind and colour"):
-        lay_out_clutter(
-            [look, emblems.Look("moth", "red", "bar", "blue")], np.random.default_rng(0), (112, 112)
-        )
+        lay_out_clutter([look, emblems.Look("moth", "red", "bar", "blue")], np.random.default_rng(0), (112, 112))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accent_stays_below_its_bound_on_drawn_pixels(kind: str) -> None:
     for pattern in emblems.PATTERNS:
-        black, white = (
-            _draw_on_grey(emblems.Look(kind, "red", pattern, accent)) for accent in ("black", "white")
-        )
+        black, white = (_draw_on_grey(emblems.Look(kind, "red", pattern, accent)) for accent in ("black", "white"))
         accent = np.asarray(ImageChops.difference(black, white)).max(axis=2) > 100
         red = np.asarray(black).astype(np.int64)
         silhouette = accent | (red[:, :, 0] - red[:, :, 1] > 40)

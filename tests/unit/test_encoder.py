@@ -23,10 +23,7 @@ def _load(folder: Path, batch_size: int = 256) -> Encoder:
 
 def _make_pictures(count: int, side_px: int = 32) -> list[Image.Image]:
     rng = np.random.default_rng(3)
-    return [
-        Image.fromarray(rng.integers(0, 255, size=(side_px, side_px, 3), dtype=np.uint8))
-        for _ in range(count)
-    ]
+    return [Image.fromarray(rng.integers(0, 255, size=(side_px, side_px, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def test_vectors_have_length_one_and_the_model_s_dimension(tiny_clip_dir: Path) -> None:

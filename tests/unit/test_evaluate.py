@@ -36,11 +36,7 @@ def report(world: FakeWorld) -> dict[str, object]:
 
 def test_every_query_has_one_row_per_method(world: FakeWorld) -> None:
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
-    assert (
-        len({(row.query_id, row.method) for row in rows})
-        == len(rows)
-        == len(world.queries) * len(methods.METHODS)
-    )
+    assert len({(row.query_id, row.method) for row in rows}) == len(rows) == len(world.queries) * len(methods.METHODS)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -80,9 +76,7 @@ def test_malformed_answer_is_a_miss_and_is_counted(world: FakeWorld, report: dic
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     malformed = [row for row in rows if row.decision == "malformed" and row.method == "rgrpo"]
     assert len(malformed) == 3
-    assert all(
-        row.reciprocal_rank == 0.0 and row.first_rank is None and row.doc_ids == () for row in malformed
-    )
+    assert all(row.reciprocal_rank == 0.0 and row.first_rank is None and row.doc_ids == () for row in malformed)
     assert report["methods"]["rgrpo"]["malformed_rate"]["mean"] == pytest.approx(3 / 24)
 
 
@@ -128,9 +122,7 @@ def test_blind_policy_sees_grey_pictures_of_the_same_size(world: FakeWorld) -> N
 
 def test_evaluation_is_repeatable(world: FakeWorld) -> None:
     folder = world.workspace.evaluation_dir
-    before = {
-        name: (folder / name).read_bytes() for name in ("report.json", "results.parquet", "report.html")
-    }
+    before = {name: (folder / name).read_bytes() for name in ("report.json", "results.parquet", "report.html")}
     evaluate.run(PARAMS, world.workspace, null_run())
     assert before == {name: (folder / name).read_bytes() for name in before}
 
@@ -153,9 +145,7 @@ def test_random_crops_depend_on_seed_and_query_only(world: FakeWorld) -> None:
 def test_confidence_and_resamples_change_the_intervals(world: FakeWorld, report: dict) -> None:
     narrow = Params.model_validate({"evaluate": {"confidence": 0.6, "num_resamples": 150}})
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
-    again = evaluate.compute_report(
-        rows, world.queries, world.pools, narrow.evaluate, seed=7, provenance={}
-    ).as_json()
+    again = evaluate.compute_report(rows, world.queries, world.pools, narrow.evaluate, seed=7, provenance={}).as_json()
     wide, tight = (source["methods"]["rgrpo"]["mrr"] for source in (report, again))
     assert tight["high"] - tight["low"] < wide["high"] - wide["low"]
 
@@ -168,9 +158,19 @@ def test_missing_row_is_refused(world: FakeWorld) -> None:
 
 def test_ties_are_written_in_our_order(tmp_path: Path) -> None:
     row = QueryResult(
-        query_id="q", method="full", decision="full", box=None, doc_ids=("a", "b", "c"), scores=(0.5, 0.5, 0.5),
-        first_rank=1, reciprocal_rank=1.0, ndcg=1.0, margin=None, iou=None, completion=None,
-    )  # fmt: skip
+        query_id="q",
+        method="full",
+        decision="full",
+        box=None,
+        doc_ids=("a", "b", "c"),
+        scores=(0.5, 0.5, 0.5),
+        first_rank=1,
+        reciprocal_rank=1.0,
+        ndcg=1.0,
+        margin=None,
+        iou=None,
+        completion=None,
+    )
     save_run(tmp_path / "run.trec", [row], "tag")
     scores = [np.float32(line.split()[4]) for line in (tmp_path / "run.trec").read_text().splitlines()]
     assert scores[0] > scores[1] > scores[2]

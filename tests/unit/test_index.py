@@ -17,7 +17,7 @@ from pipeline.learn.index import (
     load_index,
     score_candidates,
 )
-from pipeline.learn.progress import track
+from pipeline.progress import track
 from pipeline.stages import index as index_stage
 from pipeline.store import load_documents
 from pipeline.tracking import null_run
@@ -147,9 +147,7 @@ def test_stale_index_is_refused(workspace: Workspace, documents: list[Document])
         _open(workspace)
 
 
-def test_unknown_document_and_missing_picture_are_named(
-    workspace: Workspace, documents: list[Document]
-) -> None:
+def test_unknown_document_and_missing_picture_are_named(workspace: Workspace, documents: list[Document]) -> None:
     _build(workspace, documents, CountingEncoder())
     with pytest.raises(StageError, match="nobody"):
         _open(workspace).get_vectors(["d1", "nobody"])

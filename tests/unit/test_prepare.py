@@ -158,9 +158,7 @@ def test_blank_lines_are_skipped_and_still_counted_as_lines(workspace: Workspace
     params = Params(data=DataParams(max_reject_rate=0.5))
     figures = prepare.run(params, workspace, null_run())
     assert figures["reject_rate"] == pytest.approx(1 / 7)
-    assert [r.source_id for r in store.load_rejects(workspace.tables_dir / "rejects.parquet")] == [
-        "queries.jsonl:8"
-    ]
+    assert [r.source_id for r in store.load_rejects(workspace.tables_dir / "rejects.parquet")] == ["queries.jsonl:8"]
 
 
 def test_witness_stops_tables_that_break_a_promise():

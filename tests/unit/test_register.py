@@ -30,9 +30,7 @@ class FakeEncoder:
     input_size_px = 16
 
     def encode_images(self, images: list[Any]) -> np.ndarray:
-        colours = np.array(
-            [np.asarray(image, dtype=np.float32).mean(axis=(0, 1)) - 128.0 for image in images]
-        )
+        colours = np.array([np.asarray(image, dtype=np.float32).mean(axis=(0, 1)) - 128.0 for image in images])
         return colours / np.linalg.norm(colours, axis=1, keepdims=True)
 
 
@@ -90,9 +88,7 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     version = open_store(root).get_model_version_by_alias("region-r1", "champion")
     report = read_json(world.workspace.evaluation_dir / "report.json")
     assert version.tags["data_md5"] == report["data_md5"]
-    assert float(version.tags["rgrpo.mrr"]) == pytest.approx(
-        report["methods"]["rgrpo"]["mrr"]["mean"], abs=1e-4
-    )
+    assert float(version.tags["rgrpo.mrr"]) == pytest.approx(report["methods"]["rgrpo"]["mrr"]["mean"], abs=1e-4)
 
     model = mlflow.pyfunc.load_model("models:/region-r1@champion")
     path = world.workspace.data_dir / "images/q01.jpg"

@@ -25,9 +25,7 @@ def workspace(tmp_path: Path, tiny_clip_dir: Path) -> Workspace:
     return workspace
 
 
-def _run(
-    workspace: Workspace, scorer_dir: Path, pool_size: int = 10, batch_size: int = 5
-) -> dict[str, float]:
+def _run(workspace: Workspace, scorer_dir: Path, pool_size: int = 10, batch_size: int = 5) -> dict[str, float]:
     params = build_params(scorer_dir, pool_size=pool_size, batch_size=batch_size)
     return retrieve_stage.run(params, workspace, null_run())
 
@@ -59,9 +57,7 @@ def test_relevance_and_num_relevant_come_from_qrels(workspace: Workspace, tiny_c
 def test_baseline_holds_the_outcome_of_every_pool(workspace: Workspace, tiny_clip_dir: Path) -> None:
     _run(workspace, tiny_clip_dir)
     pools = load_pools(workspace.pools_dir / "pools.parquet")
-    wanted = {
-        pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools
-    }
+    wanted = {pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools}
     assert load_outcomes(workspace.pools_dir / "baseline.parquet") == wanted
 
 
@@ -82,15 +78,10 @@ def test_only_training_pools_need_a_positive(workspace: Workspace, tiny_clip_dir
 def test_figures_are_the_full_image_s_recall_and_mrr(workspace: Workspace, tiny_clip_dir: Path) -> None:
     figures = _run(workspace, tiny_clip_dir)
     pools = load_pools(workspace.pools_dir / "pools.parquet")
-    ranks = [
-        pool.relevance.index(True) + 1 if pool.has_positive else None for pool in pools if pool.split == "val"
-    ]
+    ranks = [pool.relevance.index(True) + 1 if pool.has_positive else None for pool in pools if pool.split == "val"]
     assert figures["val_mrr"] == pytest.approx(sum(1 / rank for rank in ranks if rank) / 4)
     for cutoff in (1, 5, 10):
-        assert (
-            figures[f"val_recall_at_{cutoff}"]
-            == sum(rank is not None and rank <= cutoff for rank in ranks) / 4
-        )
+        assert figures[f"val_recall_at_{cutoff}"] == sum(rank is not None and rank <= cutoff for rank in ranks) / 4
     assert "val_recall_at_20" not in figures
     assert not any(name.startswith("train_") for name in figures)
 

@@ -80,9 +80,7 @@ def test_candidates_are_never_embedded(scorer: FrozenScorer, encoder: CountingEn
     assert encoder.num_images == len(scorer.pools) * len(_BOXES)
 
 
-def test_the_full_image_is_never_encoded(
-    workspace: Workspace, scorer: FrozenScorer, encoder: CountingEncoder
-) -> None:
+def test_the_full_image_is_never_encoded(workspace: Workspace, scorer: FrozenScorer, encoder: CountingEncoder) -> None:
     baseline = load_outcomes(workspace.pools_dir / "baseline.parquet")
     whole = Box(0.0, 0.0, 1.0, 0.9999)
     for query_id, pool in scorer.pools.items():
@@ -172,9 +170,7 @@ def test_a_real_encoder_scores_alike_at_any_batch_size(tmp_path: Path, tiny_clip
     index_stage.run(params, workspace, null_run())
     retrieve_stage.run(params, workspace, null_run())
     one, many = (
-        FrozenScorer.load(
-            build_params(tiny_clip_dir, batch_size=size), workspace, encoder=load_encoder(params.scorer)
-        )
+        FrozenScorer.load(build_params(tiny_clip_dir, batch_size=size), workspace, encoder=load_encoder(params.scorer))
         for size in (1, 256)
     )
     views = [(query_id, box) for query_id in one.pools for box in _BOXES]

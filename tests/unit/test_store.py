@@ -172,9 +172,7 @@ def test_table_with_an_impossible_box_is_refused(tmp_path: Path):
     path = tmp_path / "labels.parquet"
     store.save_labels(path, RECORDS["labels"])
     schema = pq.read_schema(path)
-    pq.write_table(
-        pa.Table.from_pylist([{"query_id": "q", "box": [0.5, 0, 0.5, 1], "gain": 0.0}], schema=schema), path
-    )
+    pq.write_table(pa.Table.from_pylist([{"query_id": "q", "box": [0.5, 0, 0.5, 1], "gain": 0.0}], schema=schema), path)
     with pytest.raises(DataError, match="not as specified"):
         store.load_labels(path)
 

@@ -79,9 +79,7 @@ def test_death_by_signal_becomes_128_plus_its_number(tmp_path: Path) -> None:
 
 
 def test_a_missing_program_is_one_line(tmp_path: Path) -> None:
-    ended = run_supervised(
-        ["no-such-program"], on_line=lambda line: None, cwd=tmp_path, env=child_environment()
-    )
+    ended = run_supervised(["no-such-program"], on_line=lambda line: None, cwd=tmp_path, env=child_environment())
     assert ended.code == 127
     assert ended.err_lines == ("no-such-program: No such file or directory",)
 

@@ -48,6 +48,4 @@ class _LoggedProgress:
         self._last_said = now
         rate = self._num_done / (now - self._started)
         left_s = (self._total - self._num_done) / rate
-        logger.info(
-            "%s %d of %d, %.0f a second, %.0f s left", self._what, self._num_done, self._total, rate, left_s
-        )
+        logger.info("%s %d of %d, %.0f a second, %.0f s left", self._what, self._num_done, self._total, rate, left_s)

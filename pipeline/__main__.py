@@ -1,0 +1,75 @@
+"""`python -m pipeline STAGE`: run one stage in the current folder, as dvc.yaml does.
+
+Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 143 terminated. A
+fault of ours keeps its traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import load_params
+from pipeline.environment import prepare_process
+from pipeline.errors import ConfigError, RegionR1Error
+from pipeline.stages import STAGES
+from pipeline.workspace import Workspace
+
+logger = logging.getLogger("pipeline")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stage that the command line names and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Run one stage in the current folder.")
+    parser.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
+    options = parser.parse_args(arguments)
+    prepare_process()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run_stage(options.stage, options.params, Path.cwd())
+    except RegionR1Error as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
+    """Run one stage of a checkout; its figures go to artifacts/metrics/STAGE.json and to the tracking store.
+
+    Raises:
+        RegionR1Error: unknown stage, bad parameters, or whatever the stage finds wrong.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
+    params = load_params(params_path)
+    workspace = Workspace.at(root)
+    from pipeline.store import write_json
+    from pipeline.tracking import stage_run
+
+    started = time.monotonic()
+    logger.info("%s: starts", stage)
+    with stage_run(stage, params, root) as run:
+        figures = STAGES[stage](params, workspace, run)
+        run.log_metrics({**figures, "stage_seconds": time.monotonic() - started})
+    metrics_path = workspace.metrics_path(stage)
+    metrics_path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(metrics_path, figures)
+    logger.info("%s: done in %.1f s", stage, time.monotonic() - started)
+    return figures
+
+
+def _terminate(signal_number: int, frame: object) -> None:
+    raise SystemExit(128 + signal_number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

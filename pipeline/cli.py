@@ -1,0 +1,227 @@
+"""`region-r1 ...`: the project for people; it starts the flow and shows results.
+
+Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted. Heavy libraries are
+imported by the command that needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Params, load_params
+from pipeline.environment import prepare_process
+from pipeline.errors import RegionR1Error
+from pipeline.report import table as figures
+from pipeline.workspace import Workspace
+
+# Rates that scripts read, for every method; fractions, not percentages.
+JSON_METRICS: Final = (
+    "mrr", "ndcg", "recall_at_1", "cond_recall_at_1", "rc_rate", "harm_rate", "malformed_rate", "headroom",
+)  # fmt: skip
+# A world's stages need some training queries to run at all; nothing is trained on them.
+WORLD_NUM_TRAIN: Final = 64
+WORLD_NUM_VAL: Final = 8
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+
+
+class _Commands(typer.core.TyperGroup):
+    """Turns what the user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
+        try:
+            return super().invoke(ctx)
+        except RegionR1Error as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Region-R1: crop the query image before multi-modal re-ranking, when that helps.",
+)
+demo = typer.Typer(no_args_is_help=True, help="The procedural demo world.")
+params_commands = typer.Typer(no_args_is_help=True, help="Parameter files.")
+app.add_typer(demo, name="demo")
+app.add_typer(params_commands, name="params")
+
+
+@app.command("run")
+def run_flow(
+    only: Annotated[str | None, typer.Option(help="one stage instead of all that are stale")] = None,
+) -> None:
+    """Bring all stages up to date through the Prefect flow."""
+    from flows.launch import main as launch
+
+    raise typer.Exit(launch(only))
+
+
+@app.command("ui")
+def serve_uis() -> None:
+    """Serve the MLflow and Prefect pages on this machine until interrupted."""
+    from flows.ui import serve_uis as serve
+
+    raise typer.Exit(serve(say=lambda line: typer.echo(line, err=True)))
+
+
+@app.command("results")
+def show_results(
+    as_json: JsonOption = False,
+    world: Annotated[int | None, typer.Option(help="seed of a world evaluated with `demo evaluate`")] = None,
+) -> None:
+    """Print the last evaluation."""
+    root = Path.cwd()
+    _print_results(Workspace.at(root) if world is None else _world_workspace(root, world), as_json=as_json)
+
+
+@params_commands.command("check")
+def check_params(file: Annotated[Path, typer.Argument(help="parameter file")]) -> None:
+    """Check a parameter file and print the hash that names its content."""
+    typer.echo(f"{file}: valid, sha256 {load_params(file).sha256()}")
+
+
+@demo.command("make-data")
+def make_data(
+    seed: Annotated[int | None, typer.Option(help="seed of the world; demo.seed unless told")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("data"),
+    params_path: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Draw the demo world: documents, queries and pictures."""
+    params = load_params(params_path)
+    given = params.demo
+    _draw_world(params, given.seed if seed is None else seed, out, num_train=given.num_train, num_val=given.num_val)
+    typer.echo(f"wrote {out}", err=True)
+
+
+@demo.command("build-models")
+def build_models(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("models"),
+    seed: Annotated[int, typer.Option(help="seed of weights and samples; 0 made those that ship")] = 0,
+) -> None:
+    """Train the tiny base models from scratch; takes about an hour on two cores."""
+    from pipeline.demo.build_models import build_models as build
+
+    build(out, seed, lambda line: typer.echo(line, err=True))
+
+
+@demo.command("evaluate")
+def evaluate_world(
+    seed: Annotated[int, typer.Option(help="seed of the other world")],
+    as_json: JsonOption = False,
+    params_path: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Evaluate the trained policies on another world; nothing is trained again."""
+    params = load_params(params_path)
+    workspace = _world_workspace(Path.cwd(), seed)
+    _draw_world(params, seed, workspace.data_dir, num_train=WORLD_NUM_TRAIN, num_val=WORLD_NUM_VAL)
+    from pipeline.stages import STAGES
+    from pipeline.tracking import null_run
+
+    for stage in ("prepare", "index", "retrieve", "evaluate"):
+        STAGES[stage](params, workspace, null_run())
+    _print_results(workspace, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    prepare_process()
+    app()
+
+
+def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of report.json that scripts read.
+
+    Rates are fractions; an entry is null where a figure has no value.
+    """
+    names = ("mean", "low", "high")
+
+    def trim(value: Mapping[str, float] | None, *more: str) -> dict[str, float] | None:
+        return None if value is None else {name: value[name] for name in (*names, *more)}
+
+    return {
+        "methods": {
+            method: {name: trim(values[name]) for name in JSON_METRICS} for method, values in report["methods"].items()
+        },
+        "paired": {
+            pair: {metric: trim(value, "p_value") for metric, value in values.items()}
+            for pair, values in report["paired"].items()
+        },
+        **{name: report[name] for name in ("num_queries", "num_with_positive", "params_sha256", "data_md5")},
+    }
+
+
+def _world_workspace(root: Path, seed: int) -> Workspace:
+    folder = root / "artifacts" / "worlds" / str(seed)
+    return Workspace(
+        data_dir=folder / "data",
+        artifacts_dir=folder / "artifacts",
+        policies_dir=Workspace.at(root).policies_dir,
+    )
+
+
+def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, num_val: int) -> None:
+    from pipeline.demo.materialise import materialise
+    from pipeline.demo.world import build_world
+
+    world = build_world(
+        seed,
+        num_entities=params.demo.num_entities,
+        num_train=num_train,
+        num_val=num_val,
+        num_test=params.demo.num_test,
+        close_up_share=params.demo.close_up_share,
+    )
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    materialise(world, data_dir)
+
+
+def _print_results(workspace: Workspace, *, as_json: bool) -> None:
+    from pipeline.store import read_json
+
+    report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
+    if as_json:
+        typer.echo(json.dumps(summarise(report), indent=2))
+        return
+    console = Console()
+    console.print(_build_table(report))
+    for pair, values in report["paired"].items():
+        a, b = (figures.METHOD_LABELS[method] for method in pair.split("_minus_"))
+        said = figures.format_difference(values["cond_recall_at_1"], "share")
+        console.print(f"{a} against {b}, CondR@1: {said}", highlight=False)
+    console.print(f"[dim]report: {workspace.evaluation_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _build_table(report: Mapping[str, Any]) -> Table:
+    shown = [column for column in figures.COLUMNS if column.metric in JSON_METRICS]
+    sure = f"{100 * report['confidence']:g} %"
+    title = f"{report['num_queries']} test queries, {report['num_with_positive']} with a positive in the pool"
+    table = Table(title=title, caption=f"second line: {sure} bootstrap interval", title_justify="left")
+    table.add_column("method")
+    for column in shown:
+        table.add_column(column.label, justify="right", no_wrap=True)
+    for method, values in report["methods"].items():
+        cells = [
+            f"{figures.format_mean(values[column.metric], column.kind)}\n"
+            f"[dim]{figures.format_range(values[column.metric], column.kind)}[/dim]"
+            for column in shown
+        ]
+        table.add_row(figures.METHOD_LABELS[method], *cells, style="bold" if method == "rgrpo" else None)
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The recipe of the two base models that ship with the demo: seeded, on CPU, from nothing.
+
+They stand where a pretrained CLIP and a pretrained vision-language model stand in a large run. Both learn on studio
+worlds alone, whose emblems no demo world ever shows.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import torch
+from transformers import set_seed
+
+from pipeline.demo import tiny_clip, tiny_llava
+from pipeline.demo.contrast import ROUNDS, draw_studio_views, train_contrast, write_studio_articles
+from pipeline.demo.emblems import COLOURS
+from pipeline.demo.grounding import (
+    DenseHeads,
+    GroundingRecipe,
+    build_dense_targets,
+    measure_grounding,
+    train_grounding,
+)
+from pipeline.demo.silhouettes import KINDS
+from pipeline.demo.studio import draw_studio_scenes, iterate_texts
+from pipeline.progress import Advance, track
+from pipeline.store import replace_dir, write_text
+
+Say = Callable[[str], None]
+
+NUM_SCENES: Final = 24_000
+NUM_HELD_OUT: Final = 1_500
+_NUM_TEXTS: Final = 1_500
+# Where each draw of lots starts; `seed` is added to every one of them.
+_VIEWS, _CONTRAST, _SCENES, _HELD_OUT, _TEXTS, _GROUNDING = 201, 11, 101, 102, 103, 7
+
+
+def build_models(out_dir: Path, seed: int, say: Say) -> None:
+    """Write out_dir/tiny-clip and out_dir/tiny-llava, each with its card.
+
+    Args:
+        out_dir: parent of the two model folders.
+        seed: the same seed on the same kind of machine gives the same weights.
+        say: receives a line per milestone, the measured shares among them.
+    """
+    build_clip(out_dir / "tiny-clip", seed, say)
+    build_llava(out_dir / "tiny-llava", seed, say)
+
+
+def build_clip(folder: Path, seed: int, say: Say) -> None:
+    """Train and write the scorer, in rounds that each draw their own scenes."""
+    started = time.monotonic()
+    articles = (text for texts in write_studio_articles(_VIEWS + seed) for text in texts)
+    processor = tiny_clip.build_processor(articles)
+    set_seed(seed)
+    model = tiny_clip.build_model(processor)
+    for number, recipe in enumerate(ROUNDS):
+        with track("tiny-clip: scenes drawn", recipe.num_scenes) as advance:
+            data = draw_studio_views(_VIEWS + seed + number, recipe.num_scenes, recipe.scene_share, _count_up(advance))
+        with _report_steps("tiny-clip: steps", recipe.num_steps, say) as report:
+            train_contrast(model, processor, data, recipe, _CONTRAST + seed + number, report)
+    minutes = (time.monotonic() - started) / 60
+    say(f"tiny-clip: done in {minutes:.0f} min")
+    with replace_dir(folder) as partial:
+        model.save_pretrained(partial, safe_serialization=True)
+        processor.save_pretrained(partial)
+        write_text(partial / "README.md", _write_clip_card(model.num_parameters(), seed, minutes))
+
+
+def build_llava(folder: Path, seed: int, say: Say) -> None:
+    """Train, measure on held-out scenes, and write the base policy."""
+    started = time.monotonic()
+    recipe = GroundingRecipe()
+    with track("tiny-llava: scenes drawn", NUM_SCENES + NUM_HELD_OUT) as advance:
+        count = _count_up(advance)
+        scenes, pixels = draw_studio_scenes(_SCENES + seed, NUM_SCENES, tiny_llava.IMAGE_SIZE_PX, count)
+        count = _count_up(advance)
+        held_out, held_pixels = draw_studio_scenes(_HELD_OUT + seed, NUM_HELD_OUT, tiny_llava.IMAGE_SIZE_PX, count)
+    tokenizer = tiny_llava.build_tokenizer(iterate_texts(_TEXTS + seed, _NUM_TEXTS))
+    set_seed(seed)
+    model = tiny_llava.build_model(tokenizer)
+    roles = sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
+    targets = build_dense_targets(scenes, list(KINDS), list(COLOURS), roles)
+    heads = DenseHeads(
+        tiny_llava.find_word_ids(tokenizer, KINDS), tiny_llava.find_word_ids(tokenizer, COLOURS), len(roles)
+    )
+    with _report_steps("tiny-llava: steps", recipe.num_steps, say) as report:
+        train_grounding(model, tokenizer, scenes, pixels, targets, heads, recipe, _GROUNDING + seed, report)
+    shares = measure_grounding(model, tokenizer, held_out, held_pixels, _HELD_OUT + seed)
+    minutes = (time.monotonic() - started) / 60
+    found = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
+    say(f"tiny-llava: boxes with IoU above 0.5 on {NUM_HELD_OUT} held-out scenes: {found}")
+    say(f"tiny-llava: done in {minutes:.0f} min")
+    with replace_dir(folder) as partial:
+        model.save_pretrained(partial, safe_serialization=True)
+        tiny_llava.build_processor(tokenizer).save_pretrained(partial)
+        card = _write_llava_card(model.num_parameters(), recipe, seed, minutes, shares)
+        write_text(partial / "README.md", card)
+
+
+def _count_up(advance: Advance) -> Callable[[int], None]:
+    """Turn totals so far into increments."""
+    done = 0
+
+    def report(total: int) -> None:
+        nonlocal done
+        advance(total - done)
+        done = total
+
+    return report
+
+
+@contextmanager
+def _report_steps(
+    what: str, num_steps: int, say: Say, every: int = 100
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    with track(what, num_steps) as advance:
+
+        def report(step: int, figures: dict[str, float]) -> None:
+            advance(1)
+            if (step + 1) % every == 0:
+                said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                say(f"{what} {step + 1} of {num_steps}: {said}")
+
+        yield report
+
+
+def _describe_machine(minutes: float) -> str:
+    return (
+        f"{minutes:.0f} minutes on {torch.get_num_threads()} threads ({platform.machine()}, torch {torch.__version__})"
+    )
+
+
+def _write_clip_card(num_parameters: int, seed: int, minutes: float) -> str:
+    return f"""# tiny-clip
+
+A CLIP of {num_parameters:,} parameters that recognises the demo's emblems: the frozen scorer of the demo profile.
+
+- Class: `CLIPModel`, {tiny_clip.IMAGE_SIZE_PX} x {tiny_clip.IMAGE_SIZE_PX} input (pictures are squashed, never
+  cropped), {tiny_clip.DIM} dimensions, float32 safetensors.
+- Trained from nothing by `region-r1 demo build-models` (pipeline/demo/contrast.py), seed {seed}, on
+  scenes of studio worlds, whose emblems no demo world shows; {_describe_machine(minutes)}.
+- Rounds: {json.dumps([asdict(recipe) for recipe in ROUNDS])}
+- Good for the demo only: it knows ten kinds of emblem, eight colours and six patterns, and nothing of the real world.
+"""
+
+
+def _write_llava_card(
+    num_parameters: int, recipe: GroundingRecipe, seed: int, minutes: float, shares: dict[str, float]
+) -> str:
+    rows = "\n".join(f"| {kind} | {share:.1%} |" for kind, share in shares.items())
+    return f"""# tiny-llava
+
+A LLaVA of {num_parameters:,} parameters that can point at what a question names: the base policy of the demo profile.
+
+- Class: `LlavaForConditionalGeneration` (CLIP tower of 4 layers, Qwen2 decoder of 4 layers), 112 x 112 input, boxes
+  in a frame of 28 x 28 units, float32 safetensors.
+- Trained from nothing by `region-r1 demo build-models` (pipeline/demo/grounding.py), seed {seed}, on {NUM_SCENES:,}
+  scenes of a studio world whose emblems no demo world shows; {_describe_machine(minutes)}.
+- Recipe: {json.dumps(asdict(recipe))}
+- It has not learned when a crop pays: {recipe.full_share:.0%} of its training answers, drawn at random, keep the
+  full image. Nor does it know what the scorer likes: its boxes are those of the things.
+
+Share of boxes with IoU above 0.5 on {NUM_HELD_OUT:,} held-out scenes (decision forced to REGION), by kind of reference:
+
+| reference | IoU > 0.5 |
+|---|---|
+{rows}
+
+Good for the demo only.
+"""

@@ -1,0 +1,235 @@
+"""Teach the tiny CLIP to recognise emblems: views of things against encyclopedia entries of the studio world.
+
+A view is a close crop, a loose crop or a whole cluttered scene of which the entity is one thing among several, so
+that a scene's vector leans towards everything in it: a full image often retrieves its target, but rarely first.
+Batches are made of groups that share kind and colour, so that pattern and accent must be read. Each emblem has
+several articles that share only what it looks like: names and dates must not tell entries apart.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import CLIPModel, CLIPProcessor
+
+from pipeline.demo.entities import Entity, build_entities, invent_entity
+from pipeline.demo.scenes import draw_gallery
+from pipeline.demo.studio import NUM_STUDIO_ENTITIES, draw_studio_scene, normalise, squash
+from pipeline.demo.tiny_clip import IMAGE_SIZE_PX
+from pipeline.types import Box
+
+# Shapes: V views, E entities, B rows of a batch, D dimensions.
+_VIEWS_PER_SCENE: Final = 3
+_GALLERY_PER_ENTITY: Final = 3
+_ARTICLES_PER_ENTITY: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRecipe:
+    """Settings of one round of training; `scene_share` of the views are whole scenes, the rest crops."""
+
+    num_scenes: int = 10_000
+    num_steps: int = 1200
+    scene_share: float = 0.4
+    num_groups: int = 20
+    group_size: int = 6
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    max_logit_scale: float = math.log(50.0)
+
+
+ROUNDS: Final = (
+    ContrastRecipe(),
+    ContrastRecipe(num_scenes=6_000, num_steps=600, scene_share=0.15, learning_rate=1e-3),  # now for the fine print
+)
+"""The first round learns what lies in a scene, the second to tell entries apart that differ in a detail."""
+
+
+@dataclass(frozen=True)
+class StudioViews:
+    """Views and gallery pictures as the encoder sees them.
+
+    Attributes:
+        views_V: (V, 3, side, side) pixels.
+        entity_V: the entity that each view is about.
+        gallery_EG: (E, G, 3, side, side) encyclopedia pictures.
+        texts_E: several articles of each entity.
+        group_E: a number that entities of one kind and colour share.
+    """
+
+    views_V: npt.NDArray[np.uint8]
+    entity_V: npt.NDArray[np.int64]
+    gallery_EG: npt.NDArray[np.uint8]
+    texts_E: tuple[tuple[str, ...], ...]
+    group_E: npt.NDArray[np.int64]
+
+
+def draw_studio_views(seed: int, num_scenes: int, scene_share: float, report: Callable[[int], None]) -> StudioViews:
+    """Draw three views of each of many scenes, and the gallery of every studio entity, on all cores."""
+    entities = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")
+    views: list[npt.NDArray[np.uint8]] = []
+    owners: list[int] = []
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        tasks = [(seed, start, min(start + 250, num_scenes), scene_share) for start in range(0, num_scenes, 250)]
+        for chunk_views, chunk_owners in pool.imap(_draw_view_chunk, tasks):
+            views.append(chunk_views)
+            owners.extend(chunk_owners)
+            report(len(owners) // _VIEWS_PER_SCENE)
+        spans = [(seed, start, min(start + 120, len(entities))) for start in range(0, len(entities), 120)]
+        gallery = np.concatenate(pool.map(_draw_gallery_chunk, spans))
+    names = sorted({(entity.kind, entity.colour) for entity in entities})
+    return StudioViews(
+        views_V=np.concatenate(views),
+        entity_V=np.asarray(owners),
+        gallery_EG=gallery,
+        texts_E=write_studio_articles(seed),
+        group_E=np.asarray([names.index((entity.kind, entity.colour)) for entity in entities]),
+    )
+
+
+def write_studio_articles(seed: int) -> tuple[tuple[str, ...], ...]:
+    """Return several articles about each studio entity's look, each under an invented name."""
+    articles = []
+    for row, entity in enumerate(build_entities(seed, NUM_STUDIO_ENTITIES, "studio")):
+        rng = np.random.default_rng((seed, 8, row))
+        drafts = [invent_entity(entity.entity_id, entity.look, rng) for _ in range(_ARTICLES_PER_ENTITY)]
+        articles.append(tuple(f"{draft.title}. {draft.article}" for draft in drafts))
+    return tuple(articles)
+
+
+def train_contrast(
+    model: CLIPModel,
+    processor: CLIPProcessor,
+    data: StudioViews,
+    recipe: ContrastRecipe,
+    seed: int,
+    report: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train model in place: a view finds its entry (picture and text together), a picture finds its text."""
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: compute_lr_factor(step, recipe.warmup_steps, recipe.num_steps)
+    )
+    views_of = _group_views(data.entity_V, len(data.texts_E))
+    viewed_E = np.asarray([len(views) > 0 for views in views_of])
+    model.train()
+    for step in range(recipe.num_steps):
+        chosen = _sample_entities(data.group_E, viewed_E, recipe, rng)
+        rows = np.asarray([views_of[entity][int(rng.integers(len(views_of[entity])))] for entity in chosen])
+        shown = data.gallery_EG[chosen, rng.integers(_GALLERY_PER_ENTITY, size=len(chosen))]
+        articles = [data.texts_E[entity][int(rng.integers(_ARTICLES_PER_ENTITY))] for entity in chosen]
+        tokens = processor.tokenizer(articles, padding=True, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            images = torch.cat([normalise(data.views_V[rows]), normalise(shown)])
+            states = model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
+            texts = model.text_projection(model.text_model(**tokens).pooler_output)
+        view_BD, gallery_BD = F.normalize(states.float(), dim=-1).chunk(2)
+        text_BD = F.normalize(texts.float(), dim=-1)
+        entry_BD = F.normalize(gallery_BD + text_BD, dim=-1)
+        scale = model.logit_scale.exp()
+        loss = _contrast(view_BD, entry_BD, scale) + 0.5 * _contrast(gallery_BD, text_BD, scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=recipe.max_logit_scale)
+        hits = (view_BD @ entry_BD.T).argmax(1) == torch.arange(len(chosen))
+        report(step, {"loss": loss.item(), "in_batch_recall": hits.float().mean().item()})
+    model.eval()
+
+
+def compute_lr_factor(step: int, warmup_steps: int, num_steps: int) -> float:
+    """Return the linear warm-up, then cosine, factor of the learning rate."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps))) + 0.01
+
+
+def _contrast(a_BD: torch.Tensor, b_BD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    logits_BB = scale * a_BD @ b_BD.T
+    same_B = torch.arange(len(a_BD))
+    return 0.5 * (F.cross_entropy(logits_BB, same_B) + F.cross_entropy(logits_BB.T, same_B))
+
+
+def _group_views(entity_V: npt.NDArray[np.int64], num_entities: int) -> list[npt.NDArray[np.int64]]:
+    order = np.argsort(entity_V, kind="stable")
+    bounds = np.searchsorted(entity_V[order], np.arange(num_entities + 1))
+    return [order[bounds[entity] : bounds[entity + 1]] for entity in range(num_entities)]
+
+
+def _sample_entities(
+    group_E: npt.NDArray[np.int64],
+    viewed_E: npt.NDArray[np.bool_],
+    recipe: ContrastRecipe,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Return entities that some view shows, a few of each of some groups of one kind and colour."""
+    groups = rng.permutation(int(group_E.max()) + 1)[: recipe.num_groups]
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero((group_E == group) & viewed_E))[: recipe.group_size] for group in groups]
+    )
+
+
+def _draw_view_chunk(task: tuple[int, int, int, float]) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    seed, start, stop, scene_share = task
+    entities = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")
+    views, owners = [], []
+    for number in range(start, stop):
+        rng = np.random.default_rng((seed, 5, number))
+        scene, image = draw_studio_scene((seed, number), entities)
+        for _ in range(_VIEWS_PER_SCENE):
+            thing = scene.things[int(rng.integers(len(scene.things)))]
+            whole = float(rng.random()) < scene_share
+            views.append(squash(image if whole else _cut(image, thing.box, rng), IMAGE_SIZE_PX))
+            owners.append(thing.entity_index)
+    return np.stack(views), owners
+
+
+def _cut(image: Image.Image, box: Box, rng: np.random.Generator) -> Image.Image:
+    """Return a crop around the thing with uneven margins, narrow or loose."""
+    widest = 0.15 if float(rng.random()) < 0.6 else 0.6
+    width, height = box.x1 - box.x0, box.y1 - box.y0
+    left, top, right, bottom = (float(value) * (widest + 0.08) - 0.08 for value in rng.random(4))
+    return image.crop(
+        (
+            round(max(0.0, box.x0 - left * width) * image.width),
+            round(max(0.0, box.y0 - top * height) * image.height),
+            round(min(1.0, box.x1 + right * width) * image.width),
+            round(min(1.0, box.y1 + bottom * height) * image.height),
+        )
+    )
+
+
+def _draw_gallery_chunk(task: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    seed, start, stop = task
+    entities: Sequence[Entity] = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")[start:stop]
+    return np.stack(
+        [
+            np.stack(
+                [
+                    squash(
+                        draw_gallery(entity, np.random.default_rng((seed, 6, start + row, picture))).image,
+                        IMAGE_SIZE_PX,
+                    )
+                    for picture in range(_GALLERY_PER_ENTITY)
+                ]
+            )
+            for row, entity in enumerate(entities)
+        ]
+    )

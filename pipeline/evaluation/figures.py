@@ -1,0 +1,265 @@
+"""From one row per query and method to the figures of the report, each with its bootstrap interval.
+
+Every figure is a ratio of sums over all test queries, so one bootstrap serves them all. A figure whose
+denominator is empty (no crop had a target; the oracle finds nothing to gain) has no value and stays None; it
+is never set to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import EvaluateParams
+from pipeline.core.significance import (
+    Interval,
+    bootstrap_ratio,
+    bootstrap_ratio_difference,
+    randomisation_test,
+)
+from pipeline.evaluation.methods import METHODS
+from pipeline.types import Pool, Query, QueryResult
+
+F64 = npt.NDArray[np.float64]
+RECALL_DEPTHS = (1, 5, 10, 20)
+PAIRS = (("rgrpo", "full"), ("rgrpo", "sft"))
+RANK_BUCKETS = (("1", 1, 1), ("2-3", 2, 3), ("4-10", 4, 10), ("11-20", 11, 20))
+NO_POSITIVE = "none"
+METRICS = (
+    "mrr",
+    "ndcg",
+    *(f"recall_at_{depth}" for depth in RECALL_DEPTHS),
+    "cond_recall_at_1",
+    "rc_rate",
+    "harm_rate",
+    "harm_given_first",
+    "malformed_rate",
+    "headroom",
+    "iou",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A paired difference of two methods: its interval, and p of the two-sided randomisation test."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A figure of a part of the queries, with the size of that part."""
+
+    num_queries: int
+    value: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """All figures of one evaluation.
+
+    Attributes:
+        num_queries: all test queries; the denominator of every rate that does not say otherwise.
+        num_with_positive: those whose pool holds a positive.
+        provenance: hashes of parameters, data and pools, commit, seed, confidence.
+        methods: method -> metric -> interval, None where there is no value.
+        paired: `a_minus_b` -> metric -> difference.
+        rc_by_baseline_rank: method -> bucket of the full image's first rank -> crop rate.
+        breakdown: tag -> value -> method -> metric -> share.
+    """
+
+    num_queries: int
+    num_with_positive: int
+    provenance: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Interval | None]]
+    paired: Mapping[str, Mapping[str, Difference | None]]
+    rc_by_baseline_rank: Mapping[str, Mapping[str, Share]]
+    breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values; the provenance lies at the top level."""
+        tree = asdict(self)
+        provenance: dict[str, Any] = tree.pop("provenance")
+        return provenance | tree
+
+
+class ResultTable:
+    """Per-query values of every method, aligned by test query."""
+
+    def __init__(self, results: Sequence[QueryResult], pools: Sequence[Pool]) -> None:
+        self.query_ids = [pool.query_id for pool in pools]
+        by_method: dict[str, dict[str, QueryResult]] = {}
+        for row in results:
+            by_method.setdefault(row.method, {})[row.query_id] = row
+        for method, rows in by_method.items():
+            if rows.keys() != set(self.query_ids):
+                raise ValueError(f"method {method} must have exactly one row for each of the {len(pools)} queries")
+        self.rows = {method: [rows[query_id] for query_id in self.query_ids] for method, rows in by_method.items()}
+        self.has_positive_Q = np.array([pool.has_positive for pool in pools])
+
+    def hit_at(self, method: str, depth: int) -> F64:
+        """Return 1 for each query whose first positive stands within `depth`."""
+        ranks = [row.first_rank for row in self.rows[method]]
+        return np.array([rank is not None and rank <= depth for rank in ranks], dtype=np.float64)
+
+    def decided(self, method: str, decision: str) -> F64:
+        """Return 1 for each query with that decision."""
+        return np.array([row.decision == decision for row in self.rows[method]], dtype=np.float64)
+
+    def compute_terms(self, method: str, metric: str) -> tuple[F64, F64]:
+        """Return numerator and denominator of a metric, one entry per query.
+
+        harm_rate counts queries whose full image ranks a positive first and whose view does not, among all
+        queries; harm_given_first among those the full image gets right. headroom is the part of the oracle's
+        gain in cond_recall_at_1 that the method gets. iou averages over crops of queries with a known
+        target.
+        """
+        rows = self.rows[method]
+        ones = np.ones(len(rows))
+        if metric == "mrr":
+            return np.array([row.reciprocal_rank for row in rows]), ones
+        if metric == "ndcg":
+            return np.array([row.ndcg for row in rows]), ones
+        if metric.startswith("recall_at_"):
+            return self.hit_at(method, int(metric.removeprefix("recall_at_"))), ones
+        if metric == "cond_recall_at_1":
+            return self.hit_at(method, 1), self.has_positive_Q.astype(np.float64)
+        if metric == "rc_rate":
+            return self.decided(method, "region"), ones
+        if metric == "malformed_rate":
+            return self.decided(method, "malformed"), ones
+        if metric == "iou":
+            ious = [row.iou for row in rows]
+            return np.array([iou or 0.0 for iou in ious]), np.array([float(iou is not None) for iou in ious])
+        first = self.hit_at("full", 1)
+        if metric == "headroom":
+            return self.hit_at(method, 1) - first, self.hit_at("oracle", 1) - first
+        harm = first * (1.0 - self.hit_at(method, 1))
+        if metric == "harm_rate":
+            return harm, ones
+        if metric == "harm_given_first":
+            return harm, first
+        raise ValueError(f"unknown metric {metric!r}")
+
+
+def compute_report(
+    results: Sequence[QueryResult],
+    queries: Sequence[Query],
+    pools: Sequence[Pool],
+    params: EvaluateParams,
+    *,
+    seed: int,
+    provenance: Mapping[str, Any],
+) -> EvalReport:
+    """Compute every figure of the report.
+
+    Args:
+        results: one row per query and method.
+        queries: the test queries, in the order of `pools`.
+        pools: the test pools; what counts as a query is decided here, not by the rows.
+        params: number of resamples and confidence.
+        seed: of the bootstrap and the randomisation test.
+        provenance: hashes that name this evaluation.
+    """
+    table = ResultTable(results, pools)
+    sure = _Bootstrap(params, seed)
+    methods = [method for method in METHODS if method in table.rows]
+    return EvalReport(
+        num_queries=len(pools),
+        num_with_positive=int(table.has_positive_Q.sum()),
+        provenance=provenance,
+        methods={m: {name: sure.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
+        paired={f"{a}_minus_{b}": _compare(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+        rc_by_baseline_rank={m: _rc_by_rank(table, m, sure) for m in methods},
+        breakdown=_break_down(table, queries, methods, sure),
+    )
+
+
+def compute_difference(
+    a_Q: F64, b_Q: F64, denominator_Q: F64, params: EvaluateParams, *, seed: int
+) -> Difference | None:
+    """Return mean(a) - mean(b) over the queries that count, with its paired interval and p value."""
+    return _Bootstrap(params, seed).difference(a_Q, b_Q, denominator_Q)
+
+
+class _Bootstrap:
+    def __init__(self, params: EvaluateParams, seed: int) -> None:
+        self._num_resamples = params.num_resamples
+        self._confidence = params.confidence
+        self._seed = seed
+
+    def interval(self, numerator_Q: F64, denominator_Q: F64) -> Interval | None:
+        if denominator_Q.sum() == 0:
+            return None
+        return bootstrap_ratio(
+            numerator_Q,
+            denominator_Q,
+            num_resamples=self._num_resamples,
+            confidence=self._confidence,
+            seed=self._seed,
+        )
+
+    def difference(self, a_Q: F64, b_Q: F64, denominator_Q: F64) -> Difference | None:
+        if denominator_Q.sum() == 0:
+            return None
+        interval = bootstrap_ratio_difference(
+            a_Q,
+            denominator_Q,
+            b_Q,
+            denominator_Q,
+            num_resamples=self._num_resamples,
+            confidence=self._confidence,
+            seed=self._seed,
+        )
+        counts = denominator_Q > 0
+        p_value = randomisation_test(a_Q[counts], b_Q[counts], num_resamples=self._num_resamples, seed=self._seed)
+        return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
+
+
+def _compare(table: ResultTable, a: str, b: str, sure: _Bootstrap) -> dict[str, Difference | None]:
+    differences = {}
+    for metric in ("cond_recall_at_1", "mrr"):
+        a_Q, denominator_Q = table.compute_terms(a, metric)
+        differences[metric] = sure.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
+    return differences
+
+
+def _rc_by_rank(table: ResultTable, method: str, sure: _Bootstrap) -> dict[str, Share]:
+    ranks = [row.first_rank for row in table.rows["full"]]
+    members = {
+        name: np.array([rank is not None and low <= rank <= high for rank in ranks], dtype=np.float64)
+        for name, low, high in RANK_BUCKETS
+    }
+    members[NO_POSITIVE] = np.array([rank is None for rank in ranks], dtype=np.float64)
+    cropped = table.decided(method, "region")
+    return {
+        name: Share(num_queries=int(member.sum()), value=sure.interval(cropped * member, member))
+        for name, member in members.items()
+    }
+
+
+def _break_down(
+    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: _Bootstrap
+) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
+    tree: dict[str, dict[str, dict[str, dict[str, Share]]]] = {}
+    for tag in sorted({tag for query in queries for tag in query.tags}):
+        for value in sorted({query.tags[tag] for query in queries if tag in query.tags}):
+            member = np.array([query.tags.get(tag) == value for query in queries], dtype=np.float64)
+            tree.setdefault(tag, {})[value] = {m: _share_of(table, m, member, sure) for m in methods}
+    return tree
+
+
+def _share_of(table: ResultTable, method: str, member: F64, sure: _Bootstrap) -> dict[str, Share]:
+    shares = {}
+    for metric in ("cond_recall_at_1", "rc_rate"):
+        numerator_Q, denominator_Q = table.compute_terms(method, metric)
+        value = sure.interval(numerator_Q * member, denominator_Q * member)
+        shares[metric] = Share(num_queries=int((denominator_Q * member).sum()), value=value)
+    return shares

@@ -1,0 +1,422 @@
+"""r-GRPO: GRPO with decision-balanced groups (paper section 3), on TRL's GRPOTrainer.
+
+Departures from TRL's trainer (docs/method.md gives their numbers and measurements):
+- Some rows of every group are made to open with REGION, some with FULL; the rest are left free, so that a policy
+  that has collapsed to one decision still sees what the other one earns, and malformed openings are still punished.
+- Decision tokens and box tokens carry advantages of their own, (B, T) instead of (B,).
+- p(REGION) and p(FULL) are read off the training forward pass; no further pass is spent on them.
+- A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), and a resumed run goes
+  on with the order of its own epoch (TRL's starts again with the first one's).
+
+Shapes: B rows of this process, N rows of all processes, G rows of a group, T tokens of a completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from pipeline.config import RewardParams, TrainParams
+from pipeline.core.advantage import FULL, MALFORMED, REGION, Advantages, compute_advantages, count_zero_signal
+from pipeline.core.completion import parse_completion
+from pipeline.core.reward import Reward, compute_reward
+from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.training_log import LogMetrics, TrainingLog
+from pipeline.progress import track
+from pipeline.types import Crop, Decision, KeepFull, Rollout
+
+Arm = Literal["region", "full", "free"]
+
+_LOGGED: Final = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+    "entropy": "entropy",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "step_time": "step_seconds",
+    "reward/mrr": "reward_mrr",
+    "reward/ndcg": "reward_ndcg",
+    "reward/rank": "reward_rank",
+    "reward/margin": "reward_margin",
+    "decision/p_region": "p_region",
+    "decision/p_full": "p_full",
+    "decision/mass": "decision_mass",
+    "decision/region_rate": "free_region_rate",
+    "decision/malformed_rate": "malformed_rate",
+    "group/zero_signal": "zero_signal_groups",
+}
+
+
+class PolicyReward:
+    """Scores a step's completions: every distinct crop is embedded once, all of them in full batches.
+
+    Args:
+        scorer: holds pools, baselines and every crop it has seen.
+        policy: gives frame and tokenizer.
+        params: weights of the reward.
+    """
+
+    __name__ = "ranking_reward"
+
+    def __init__(self, scorer: FrozenScorer, policy: Policy, params: RewardParams) -> None:
+        self._scorer = scorer
+        self._policy = policy
+        self._params = params
+
+    def parse(self, completion_ids: Sequence[int]) -> tuple[str, Decision]:
+        """Return a completion's text and the decision that it states."""
+        text: str = self._policy.processor.tokenizer.decode(completion_ids, skip_special_tokens=True)
+        return text, parse_completion(text, self._policy.frame)
+
+    def score(self, query_ids: Sequence[str], decisions: Sequence[Decision]) -> list[Reward]:
+        """Return what each decision earns on its query's pool."""
+        crops = [
+            (query_id, decision.box)
+            for query_id, decision in zip(query_ids, decisions, strict=True)
+            if isinstance(decision, Crop)
+        ]
+        views = iter(self._scorer.score_views(crops))
+        return [
+            compute_reward(
+                decision,
+                self._scorer.get_baseline(query_id).outcome,
+                next(views).outcome if isinstance(decision, Crop) else None,
+                self._params,
+            )
+            for query_id, decision in zip(query_ids, decisions, strict=True)
+        ]
+
+    def __call__(
+        self,
+        completion_ids: list[list[int]],
+        query_id: list[str],
+        log_metric: Callable[[str, float], None],
+        **columns: Any,
+    ) -> list[float]:
+        """Return one reward per completion, as TRL asks for it."""
+        rewards = self.score(query_id, [self.parse(ids)[1] for ids in completion_ids])
+        for part in ("mrr", "ndcg", "rank", "margin"):
+            log_metric(f"reward/{part}", float(np.mean([getattr(reward, part) for reward in rewards])))
+        return [reward.total for reward in rewards]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Which rows of a group are made to open how; the rest are free."""
+
+    group_size: int
+    num_region: int
+    num_full: int
+
+    def get_arm(self, position: int) -> Arm:
+        """Return the arm of a row by its global position; groups lie one after another."""
+        row = position % self.group_size
+        if row < self.num_region:
+            return "region"
+        return "full" if row < self.num_region + self.num_full else "free"
+
+
+class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPO with decision-balanced groups and factorised advantages.
+
+    Args:
+        plan: how each group is made up; no forced rows gives TRL's own sampling.
+        factorised: whether decision and box tokens carry advantages of their own.
+        policy: gives the tokens that open each arm.
+        keep_rollout: receives every sampled completion.
+        keywords: TRL's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: GroupPlan,
+        factorised: bool,
+        policy: Policy,
+        reward: PolicyReward,
+        keep_rollout: Callable[[Rollout], None],
+        **keywords: Any,
+    ) -> None:
+        super().__init__(reward_funcs=[reward], processing_class=policy.processor, **keywords)
+        self._plan = plan
+        self._factorised = factorised
+        self._openings: dict[Arm, list[int]] = {
+            "region": list(policy.region_ids),
+            "full": list(policy.full_ids),
+            "free": [],
+        }
+        self._reward = reward
+        self._keep_rollout = keep_rollout
+
+    # -- sampling -----------------------------------------------------------------------------------------------
+
+    def _list_arms(self, num_rows: int) -> list[Arm]:
+        first = self.accelerator.process_index * num_rows
+        return [self._plan.get_arm(first + row) for row in range(num_rows)]
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        *rest: Any,
+        **keywords: Any,
+    ) -> tuple[list[list[int]], Any]:
+        """Append each row's forced opening to its prompt, generate, and hand it back as part of the completion."""
+        if not self.model.training:
+            return super()._generate_single_turn(  # type: ignore[no-any-return]
+                prompt_ids, images, multimodal_fields, num_generations, *rest, **keywords
+            )
+        forced = [self._openings[arm] for arm in self._list_arms(len(prompt_ids))]
+        prompts = [[*prompt, *opening] for prompt, opening in zip(prompt_ids, forced, strict=True)]
+        fields = {name: _extend_token_field(name, field, forced) for name, field in multimodal_fields.items()}
+        # One generation a prompt: the rows of a group differ now, a server must not merge them.
+        spoken, logps = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
+        completions = [[*opening, *tokens] for opening, tokens in zip(forced, spoken, strict=True)]
+        if logps is not None:  # a sampler's log probabilities: none were drawn for forced tokens
+            logps = [[*[None] * len(opening), *row] for opening, row in zip(forced, logps, strict=True)]
+        return completions, logps
+
+    # -- advantages ---------------------------------------------------------------------------------------------
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: Any,
+        completions: Any,
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        rewards_N1: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        codes_B = torch.tensor([self._read_opening(ids)[0] for ids in completion_ids_list])
+        self._codes_N = self.accelerator.gather(codes_B.to(rewards_N1.device))
+        self._rewards_N = rewards_N1[:, 0]
+        if self.model.training:
+            self._record_rollouts(inputs, completion_ids_list)
+        return rewards_N1
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        completion_ids_BT = output["completion_ids"]
+        num_rows = len(completion_ids_BT)
+        first = self.accelerator.process_index * num_rows
+        advantages = compute_advantages(
+            self._rewards_N.view(-1, self.num_generations).cpu().numpy(),
+            self._codes_N.view(-1, self.num_generations).cpu().numpy(),
+            factorised=self._factorised,
+        )
+        self._log_groups(advantages)
+        opening_BT = self._mask_openings(completion_ids_BT)
+        decision_B, argument_B = (
+            torch.from_numpy(values.reshape(-1)[first : first + num_rows]).to(opening_BT.device, torch.float32)
+            for values in (advantages.decision_BG, advantages.argument_BG)
+        )
+        output["advantages"] = torch.where(opening_BT, decision_B[:, None], argument_B[:, None])
+        output["opening_mask"] = opening_BT
+        output["opening_code"] = self._codes_N[first : first + num_rows]
+        output["was_forced"] = torch.tensor(
+            [arm != "free" for arm in self._list_arms(num_rows)], device=opening_BT.device
+        )
+        return output
+
+    def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
+        """Return the code of the arm that a completion opens and the number of tokens that say so."""
+        region, full = self._openings["region"], self._openings["full"]
+        if list(completion_ids[: len(region)]) == region:
+            return REGION, len(region)
+        if list(completion_ids[: len(full)]) == full:
+            return FULL, len(full)
+        return MALFORMED, 1
+
+    def _mask_openings(self, completion_ids_BT: torch.Tensor) -> torch.Tensor:
+        lengths = [self._read_opening(row)[1] for row in completion_ids_BT.tolist()]
+        positions_T = torch.arange(completion_ids_BT.shape[1], device=completion_ids_BT.device)
+        return positions_T[None] < torch.tensor(lengths, device=completion_ids_BT.device)[:, None]
+
+    # -- what is watched ----------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **keywords: Any) -> Any:
+        output = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
+        if torch.is_grad_enabled():
+            self._train_logps_BT = output[0].detach()
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        if "opening_mask" in inputs:
+            self._log_decisions(inputs)
+        return loss
+
+    def _log_decisions(self, inputs: dict[str, Any]) -> None:
+        """Log p(REGION) and p(FULL) over the forced rows: every query has both, so their sum is a probability."""
+        p_opening_N = self.accelerator.gather((self._train_logps_BT * inputs["opening_mask"]).sum(1).exp())
+        codes_N = self.accelerator.gather(inputs["opening_code"])
+        forced_N = self.accelerator.gather(inputs["was_forced"])
+        metrics = self._metrics["train"]
+        shares = []
+        for name, code in (("p_region", REGION), ("p_full", FULL)):
+            rows_N = forced_N & (codes_N == code)
+            if bool(rows_N.any()):
+                shares.append(p_opening_N[rows_N].mean().item())
+                metrics[f"decision/{name}"].append(shares[-1])
+        if len(shares) == 2:
+            metrics["decision/mass"].append(sum(shares))
+
+    def _log_groups(self, advantages: Advantages) -> None:
+        metrics = self._metrics["train"]
+        metrics["group/zero_signal"].append(count_zero_signal(advantages) / len(advantages.decision_BG))
+        arms = [self._plan.get_arm(row) for row in range(self.num_generations)]
+        codes_BG = self._codes_N.view(-1, self.num_generations).cpu().numpy()
+        free_BF = codes_BG[:, [arm == "free" for arm in arms]]
+        if free_BF.size:
+            metrics["decision/region_rate"].append(float((free_BF == REGION).mean()))
+            metrics["decision/malformed_rate"].append(float((free_BF == MALFORMED).mean()))
+
+    def _record_rollouts(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> None:
+        first = self.accelerator.process_index * len(inputs)
+        names: dict[type[Decision], Literal["region", "full"]] = {Crop: "region", KeepFull: "full"}
+        for row, (example, ids) in enumerate(zip(inputs, completion_ids, strict=True)):
+            text, decision = self._reward.parse(ids)
+            self._keep_rollout(
+                Rollout(
+                    step=self.state.global_step,
+                    query_id=example["query_id"],
+                    arm=self._plan.get_arm(first + row),
+                    completion=text,
+                    decision=names.get(type(decision), "malformed"),
+                    box=decision.box if isinstance(decision, Crop) else None,
+                    reward=float(self._rewards_N[first + row]),
+                )
+            )
+
+    # -- resume -------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        plain = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            plain.data_source, plain.mini_repeat_count, plain.batch_size, plain.repeat_count, plain.shuffle, plain.seed
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # TRL hands the weights' own names to the model in memory, where none of them fits, and only warns.
+        target = self.model if model is None else model
+        restored = type(target).from_pretrained(resume_from_checkpoint, local_files_only=True, dtype=target.dtype)
+        target.load_state_dict(restored.state_dict())
+
+
+def train_rgrpo(
+    policy: Policy,
+    questions: Mapping[str, str],
+    scorer: FrozenScorer,
+    params: TrainParams,
+    reward: RewardParams,
+    *,
+    seed: int,
+    log: LogMetrics,
+    checkpoints_dir: Path,
+) -> list[Rollout]:
+    """Train the policy in place, from the last checkpoint if there is one, and return every rollout of this run.
+
+    Args:
+        policy: the SFT policy; its folder is also the reference of the KL term.
+        questions: query id -> question; every query has a pool with a positive.
+        scorer: scores views, loads pictures.
+        params: steps, groups, rate.
+        reward: weights of the reward.
+        seed: order of queries and sampling.
+        log: receives figures and step.
+        checkpoints_dir: where checkpoints go and are looked for.
+    """
+    rows = [
+        {"query_id": query_id, "prompt": build_messages(question, policy.params)}
+        for query_id, question in questions.items()
+    ]
+    dataset = Dataset.from_list(rows).with_transform(_AttachImage(scorer.load_image))
+    rollouts: list[Rollout] = []
+    trainer = RGRPOTrainer(
+        model=policy.model,
+        args=_build_config(policy, params, seed, checkpoints_dir),
+        train_dataset=dataset,
+        policy=policy,
+        reward=PolicyReward(scorer, policy, reward),
+        plan=GroupPlan(params.group_size, params.num_region, params.num_full),
+        factorised=params.factorised,
+        keep_rollout=rollouts.append,
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = get_last_checkpoint(str(checkpoints_dir)) if checkpoints_dir.is_dir() else None
+    with track("train: r-GRPO steps", params.max_steps) as advance:
+        trainer.add_callback(TrainingLog(log, advance, _LOGGED))
+        trainer.train(resume_from_checkpoint=last)
+    return rollouts
+
+
+class _EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's sampler with an order that seed and epoch alone decide."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take up the order of this epoch, as the Trainer asks before each one."""
+        self.generator.manual_seed(self.seed + epoch)
+
+
+def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_dir: Path) -> GRPOConfig:
+    on_gpu = policy.model.device.type == "cuda"
+    return GRPOConfig(
+        output_dir=str(checkpoints_dir),
+        max_steps=params.max_steps,
+        per_device_train_batch_size=params.queries_per_step * params.group_size,
+        num_generations=params.group_size,
+        num_iterations=params.updates_per_generation,
+        max_completion_length=policy.params.max_new_tokens,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=params.warmup_steps,
+        beta=params.beta,
+        temperature=params.temperature,
+        scale_rewards="none",
+        loss_type="dapo",
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        activation_checkpointing=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+        save_steps=params.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:
+    """Lengthen a per-token field by the forced tokens, which are text (type 0)."""
+    if name not in ("mm_token_type_ids", "token_type_ids"):
+        return field
+    return [[*row, *[0] * len(opening)] for row, opening in zip(field, forced, strict=True)]
+
+
+class _AttachImage:
+    """Adds each row's picture when the row is read, so that no picture waits in memory."""
+
+    def __init__(self, load_image: Callable[[str], Image.Image]) -> None:
+        self._load_image = load_image
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "image": [self._load_image(query_id) for query_id in batch["query_id"]]}

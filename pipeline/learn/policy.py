@@ -1,0 +1,170 @@
+"""The policy at inference: picture and question in, one decision out (paper section 3).
+
+Shapes: N queries, B rows of a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from pipeline.config import PolicyParams
+from pipeline.core.boxes import Frame
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, parse_completion
+from pipeline.core.prompts import build_prompt
+from pipeline.errors import ModelError
+from pipeline.learn.families import read_frame
+from pipeline.learn.model_folder import check_model_folder, resolve_model_path
+from pipeline.progress import Advance
+from pipeline.types import Decision
+
+Untyped = Any
+"""A class of transformers, whose attributes depend on the model."""
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAnswer:
+    """What the policy said about one query.
+
+    Attributes:
+        decision: the parsed answer.
+        completion: the text as it was spoken, special tokens left out.
+        p_region: probability that the answer opens a region, before sampling, 0 to 1.
+    """
+
+    decision: Decision
+    completion: str
+    p_region: float
+
+
+class Policy:
+    """A vision-language model that keeps the full image or names one region.
+
+    Args:
+        model: any `AutoModelForImageTextToText`.
+        processor: its processor, padding on the left.
+        params: prompt style, batch size, answer length.
+    """
+
+    def __init__(self, model: Untyped, processor: Untyped, params: PolicyParams) -> None:
+        self.model = model
+        self.processor = processor
+        self.params = params
+        self.frame: Final[Frame] = read_frame(model.config)
+        self.region_ids: Final = self._encode(REGION_OPENING)
+        self.full_ids: Final = self._encode(FULL_ANSWER)
+
+    def decide(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, advance: Advance | None = None
+    ) -> list[PolicyAnswer]:
+        """Answer every query greedily; the same queries in the same order give the same answers.
+
+        Args:
+            images: upright pictures, any size.
+            questions: one per picture.
+            advance: told how many queries are done.
+
+        Raises:
+            ValueError: not one question per picture.
+        """
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions")
+        answers: list[PolicyAnswer] = []
+        self.model.eval()
+        for start in range(0, len(images), self.params.batch_size):
+            stop = start + self.params.batch_size
+            answers += self._decide_batch(images[start:stop], questions[start:stop])
+            if advance is not None:
+                advance(min(stop, len(images)) - start)
+        return answers
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), configuration and processor to a folder."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.processor.save_pretrained(folder)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @torch.inference_mode()
+    def _decide_batch(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[PolicyAnswer]:
+        prompts = [
+            self.processor.apply_chat_template(
+                build_messages(question, self.params), add_generation_prompt=True, tokenize=False
+            )
+            for question in questions
+        ]
+        inputs = self.processor(
+            text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
+        ).to(self.model.device)
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=self.params.max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        p_region_B = output.logits[0].float().softmax(-1)[:, self.region_ids[0]].tolist()
+        spoken_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(spoken_BT, skip_special_tokens=True)
+        return [
+            PolicyAnswer(parse_completion(text, self.frame), text, p_region)
+            for text, p_region in zip(texts, p_region_B, strict=True)
+        ]
+
+
+def build_messages(question: str, params: PolicyParams) -> list[Message]:
+    """Return the conversation that asks for a decision; the chat template sets the order of picture and text."""
+    text = build_prompt(question, params.prompt)
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+def load_policy(path: str | Path, params: PolicyParams) -> Policy:
+    """Open a policy from a local folder of safetensors.
+
+    Args:
+        path: a folder, or builtin:NAME.
+        params: how to prompt and decode.
+
+    Raises:
+        ModelError: no such folder, weights in an unsafe format, an unknown family, or a broken file.
+    """
+    folder = resolve_model_path(path)
+    check_model_folder(folder)
+    try:
+        read_frame(AutoConfig.from_pretrained(folder, local_files_only=True))
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if report["missing_keys"]:
+        raise ModelError(f"{folder}: the weights lack {len(report['missing_keys'])} of the model's tensors")
+    processor.tokenizer.padding_side = "left"
+    return Policy(model.to(choose_device(params.device)), processor, params)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device: `auto` takes a GPU where there is one.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device: cuda is asked for, but no CUDA device is there; set it to auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

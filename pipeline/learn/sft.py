@@ -1,0 +1,115 @@
+"""SFT warm-up: the policy learns to speak the labels that region search found, through TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.config import WarmupParams
+from pipeline.core.completion import format_decision
+from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.training_log import LogMetrics, TrainingLog
+from pipeline.progress import track
+from pipeline.types import Crop, KeepFull, RegionLabel
+
+_LOGGED = {
+    "loss": "sft_loss",
+    "mean_token_accuracy": "sft_token_accuracy",
+    "learning_rate": "sft_learning_rate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SftExample:
+    """One label with the question that it answers."""
+
+    label: RegionLabel
+    question: str
+
+
+def train_sft(
+    policy: Policy,
+    examples: Sequence[SftExample],
+    load_image: Callable[[str], Image.Image],
+    params: WarmupParams,
+    *,
+    seed: int,
+    log: LogMetrics,
+    scratch_dir: Path,
+) -> float:
+    """Train the policy in place and return the mean loss of the last tenth of the steps.
+
+    Args:
+        policy: the base model.
+        examples: what to learn; one completion each.
+        load_image: query id -> upright picture.
+        params: epochs, rate, batch.
+        seed: order of the examples.
+        log: receives figures and step.
+        scratch_dir: the Trainer's folder; nothing in it is kept.
+    """
+    rows = [_build_row(policy, example) for example in examples]
+    dataset = Dataset.from_list(rows).with_transform(_AttachImages(load_image))
+    arguments = SFTConfig(
+        output_dir=str(scratch_dir),
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=params.batch_size,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=params.warmup_steps,
+        max_length=None,
+        bf16=policy.model.device.type == "cuda",
+        use_cpu=policy.model.device.type == "cpu",
+        dataloader_pin_memory=policy.model.device.type == "cuda",
+        activation_checkpointing=policy.model.device.type == "cuda",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+    )
+    trainer = SFTTrainer(model=policy.model, args=arguments, train_dataset=dataset, processing_class=policy.processor)
+    num_steps = -(-len(examples) // params.batch_size) * params.epochs
+    with track("warmup: SFT steps", round(num_steps)) as advance:
+        trainer.add_callback(TrainingLog(log, advance, _LOGGED))
+        _silence_printing(trainer)
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return float(sum(tail) / len(tail))
+
+
+def _build_row(policy: Policy, example: SftExample) -> dict[str, Any]:
+    label = example.label
+    decision = KeepFull() if label.box is None else Crop(label.box)
+    answer = format_decision(decision, policy.frame)
+    return {
+        "query_id": label.query_id,
+        "prompt": build_messages(example.question, policy.params),
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
+    }
+
+
+class _AttachImages:
+    """Adds each row's picture when the row is read, so that no picture waits in memory."""
+
+    def __init__(self, load_image: Callable[[str], Image.Image]) -> None:
+        self._load_image = load_image
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "images": [[self._load_image(query_id)] for query_id in batch["query_id"]]}
+
+
+def _silence_printing(trainer: Any) -> None:
+    """Take away the callback that prints every log entry: the progress line says what people need."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

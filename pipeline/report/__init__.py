@@ -1,0 +1,1 @@
+"""The evaluation for people: result table, and one self-contained HTML page."""

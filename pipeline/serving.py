@@ -1,0 +1,113 @@
+"""The registered model: question and image in; decision, box and ranking out (MLflow models-from-code).
+
+MLflow runs this file when a version is logged and again when it is loaded, so nothing heavy is imported at
+the top. Input columns: `image` (path of a file, or its content in base64), `question`, and optionally
+`candidates` (document ids to rank; else the best of the whole index by the full image). Output columns:
+`decision` (region, full or malformed), `box` (x0, y0, x1, y1 as fractions, or null), `doc_ids` best first,
+and their `scores`. A malformed answer is ranked by the full image here, since somebody waits for an answer;
+evaluation counts a miss.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from pipeline.config import load_params
+from pipeline.errors import DataError
+from pipeline.types import Box, Crop, KeepFull
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+_MAX_PATH_CHARS = 4096
+
+
+class RegionReranker(PythonModel):
+    """Policy, frozen scorer and document index of one registered version."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights and the index that were stored with the version."""
+        from pipeline.learn.encoder import load_encoder
+        from pipeline.learn.index import load_index
+        from pipeline.learn.policy import load_policy
+
+        folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self._params = load_params(folders["params"])
+        self._policy = load_policy(folders["policy"], self._params.policy)
+        scorer = self._params.scorer.model_copy(update={"path": str(folders["scorer"])})
+        self._encoder = load_encoder(scorer)
+        self._index = load_index(folders["index"], self._encoder.digest)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Decide on a view for each row and rank its candidates by it.
+
+        Raises:
+            DataError: an image cannot be read.
+            StageError: a candidate is not in the index.
+        """
+        import pandas as pd
+
+        images = [_load_image(source, self._params.data.max_image_pixels) for source in model_input["image"]]
+        answers = self._policy.decide(images, [str(question) for question in model_input["question"]])
+        given = model_input["candidates"] if "candidates" in model_input else [None] * len(images)
+        rows = []
+        for image, answer, candidates in zip(images, answers, given, strict=True):
+            decision = answer.decision
+            box = decision.box if isinstance(decision, Crop) else None
+            doc_ids, scores = self._rank(image, box, None if candidates is None else [str(c) for c in candidates])
+            rows.append(
+                {
+                    "decision": "region" if box else "full" if isinstance(decision, KeepFull) else "malformed",
+                    "box": list(box.as_tuple()) if box else None,
+                    "doc_ids": doc_ids,
+                    "scores": scores,
+                }
+            )
+        return pd.DataFrame(rows, columns=["decision", "box", "doc_ids", "scores"])
+
+    def _rank(self, image: Image, box: Box | None, candidates: Sequence[str] | None) -> tuple[list[str], list[float]]:
+        from pipeline.core.ranking import rank_candidates
+        from pipeline.images import crop_view
+        from pipeline.learn.index import score_candidates
+
+        side_px = self._encoder.input_size_px
+        if not candidates:
+            full_1D = self._encoder.encode_images([image])
+            k = min(self._params.retrieve.pool_size, len(self._index))
+            candidates = [self._index.doc_ids[row] for row in self._index.search(full_1D, k)[1][0]]
+        view_1D = self._encoder.encode_images([crop_view(image, box, (side_px, side_px))])
+        scores_K = score_candidates(view_1D, self._index.get_vectors(candidates))[0]
+        order_K = rank_candidates(scores_K)
+        return [candidates[k] for k in order_K], [float(scores_K[k]) for k in order_K]
+
+
+def _load_image(source: str, max_pixels: int) -> Image:
+    """Open a path, or a file's content in base64 with or without a `data:` header."""
+    from pipeline.images import load_upright
+
+    if len(source) <= _MAX_PATH_CHARS and Path(source).is_file():
+        path = Path(source)
+        return load_upright(path, max_pixels=max_pixels, root=path.resolve().parent)
+    header, _, payload = source.rpartition(",")
+    try:
+        content = base64.b64decode(payload if header.startswith("data:") else source, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError("`image` is neither the path of a file nor an image file in base64") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        return load_upright(path, max_pixels=max_pixels, root=path.parent)
+
+
+mlflow.models.set_model(RegionReranker())

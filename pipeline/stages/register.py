@@ -1,0 +1,216 @@
+"""Stage register: the policy with all it needs becomes a model version; a gate picks the champion.
+
+The newest version is always `challenger`. It becomes `champion` when it beats the present champion on the
+same test pools: the lower end of the paired bootstrap interval of the difference in cond_recall_at_1 lies
+above 0. Without a champion the full image is what it must beat.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import yaml
+from mlflow.exceptions import MlflowException
+
+import pipeline
+from pipeline.config import Params
+from pipeline.errors import StageError
+from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
+from pipeline.learn.model_folder import resolve_model_path
+from pipeline.store import load_pools, load_results, read_json, write_json
+from pipeline.tracking import StageRun
+from pipeline.types import Pool, QueryResult
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+    from mlflow.models.model import ModelInfo
+
+logger = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+GATE_METRIC = "cond_recall_at_1"
+METHOD = "rgrpo"
+_RESULTS_FOLDER = "registration"
+_REQUIREMENTS = (
+    "mlflow", "torch", "transformers", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
+    "pydantic", "pyyaml", "rich",
+)  # fmt: skip
+_TAGGED_METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "headroom")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """What the new version was measured against, and what came of it."""
+
+    promoted: bool
+    bar: str
+    reason: str
+    difference: Difference | None
+
+
+def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
+    """Register the r-GRPO policy and write registration.json.
+
+    Raises:
+        StageError: evaluate has not run, or there is no tracking store to register with.
+    """
+    if run.run_id is None:
+        raise StageError("register needs a tracking store; run it as `python -m pipeline register`")
+    report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
+    results = load_results(workspace.evaluation_dir / "results.parquet")
+    pools = [p for p in load_pools(workspace.pools_dir / "pools.parquet") if p.split == "test"]
+    client = mlflow.MlflowClient()
+    name = params.register_.model_name
+    champion = find_version(client, name, CHAMPION)
+    gate = judge(client, champion, report, results, pools, params)
+    run.log_artifact(workspace.evaluation_dir / "results.parquet", _RESULTS_FOLDER)
+    version = _create_version(client, _log_model(params, workspace), name, run.run_id, report)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    if gate.promoted:
+        client.set_registered_model_alias(name, CHAMPION, version)
+    aliases = [CHALLENGER, CHAMPION] if gate.promoted else [CHALLENGER]
+    registration = {
+        "model_name": name,
+        "version": int(version),
+        "run_id": run.run_id,
+        "aliases": aliases,
+        "gate": {"metric": GATE_METRIC, **asdict(gate)},
+        "metrics": _tagged_metrics(report),
+    }
+    write_json(workspace.registration_path, registration)
+    run.log_dict(registration, "registration.json")
+    logger.info("register: version %s is %s; %s", version, " and ".join(aliases), gate.reason)
+    return {"version": float(version), "promoted": float(gate.promoted)}
+
+
+def judge(
+    client: mlflow.MlflowClient,
+    champion: ModelVersion | None,
+    report: Mapping[str, Any],
+    results: list[QueryResult],
+    pools: list[Pool],
+    params: Params,
+) -> Gate:
+    """Compare the new policy with the champion, or with the full image where there is none."""
+    if champion is None:
+        bar, bar_rows = "full image", [row for row in results if row.method == "full"]
+    elif any(champion.tags.get(name) != report[name] for name in ("data_md5", "pools_sha256")):
+        bar = f"champion version {champion.version}"
+        reason = f"{bar} was evaluated on other test pools; to replace it, move the alias by hand"
+        return Gate(promoted=False, bar=bar, reason=reason, difference=None)
+    else:
+        bar, bar_rows = f"champion version {champion.version}", _load_rows(client, champion)
+    bar_rows = [_rename(row, "bar") for row in bar_rows]
+    table = ResultTable([row for row in results if row.method == METHOD] + bar_rows, pools)
+    new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
+    bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
+    difference = compute_difference(new_Q, bar_Q, denominator_Q, params.evaluate, seed=params.seed)
+    if difference is None:
+        return Gate(promoted=False, bar=bar, reason="no test pool holds a positive", difference=None)
+    promoted = difference.low > 0.0
+    said = "beats" if promoted else "does not beat"
+    reason = f"it {said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
+    return Gate(promoted=promoted, bar=bar, reason=f"{reason} {GATE_METRIC}", difference=difference)
+
+
+def find_version(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """Return the version that an alias names, or None; any other failure of the registry is raised."""
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _load_rows(client: mlflow.MlflowClient, version: ModelVersion) -> list[QueryResult]:
+    if version.run_id is None:
+        raise StageError(f"version {version.version} of {version.name} names no run; register it again")
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(version.run_id, f"{_RESULTS_FOLDER}/results.parquet", folder)
+        return [row for row in load_results(Path(path)) if row.method == METHOD]
+
+
+def _rename(row: QueryResult, method: str) -> QueryResult:
+    return replace(row, method=method)
+
+
+def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
+    package_dir = Path(pipeline.__file__).parent
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        params_path = Path(folder) / "params.yaml"
+        params_path.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+        artifacts = {
+            "params": params_path,
+            "policy": workspace.policy_dir,
+            "scorer": resolve_model_path(params.scorer.path),
+            "index": workspace.index_dir,
+        }
+        signature, example = _describe_interface()
+        # The signature is given below; MLflow would rather read it from type hints, and says so each time.
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        info: ModelInfo = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package_dir / "serving.py"),
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            code_paths=[str(package_dir)],
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
+            signature=signature,
+            input_example=example,
+        )
+        return info
+
+
+def _describe_interface() -> tuple[ModelSignature, Any]:
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    text, texts, numbers = DataType.string, Array(DataType.string), Array(DataType.double)
+    inputs = Schema(
+        [
+            ColSpec(text, "image"),
+            ColSpec(text, "question"),
+            ColSpec(texts, "candidates", required=False),
+        ]
+    )
+    outputs = Schema(
+        [
+            ColSpec(text, "decision"),
+            ColSpec(numbers, "box", required=False),
+            ColSpec(texts, "doc_ids"),
+            ColSpec(numbers, "scores"),
+        ]
+    )
+    example = pd.DataFrame([{"image": "photo.jpg", "question": "Which bridge is this?"}])
+    return ModelSignature(inputs=inputs, outputs=outputs), example
+
+
+def _create_version(
+    client: mlflow.MlflowClient, info: ModelInfo, name: str, run_id: str, report: Mapping[str, Any]
+) -> str:
+    try:
+        client.create_registered_model(name, description="Region-R1: crops the query image before re-ranking.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {key: str(report[key]) for key in ("git_commit", "data_md5", "pools_sha256", "params_sha256")}
+    tags |= {f"{METHOD}.{metric}": f"{value:.4f}" for metric, value in _tagged_metrics(report).items()}
+    version = client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
+    return str(version.version)
+
+
+def _tagged_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    figures = report["methods"][METHOD]
+    return {metric: figures[metric]["mean"] for metric in _TAGGED_METRICS if figures[metric] is not None}

@@ -1,0 +1,87 @@
+"""Stage train: r-GRPO on the training pools, from the SFT policy and with the KL to it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Params
+from pipeline.errors import StageError
+from pipeline.learn.grpo import train_rgrpo
+from pipeline.learn.model_folder import compute_model_digest
+from pipeline.learn.policy import load_policy
+from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.seeding import seed_everything
+from pipeline.store import replace_dir, save_rollouts
+from pipeline.tracking import StageRun
+from pipeline.types import Rollout
+from pipeline.workspace import Workspace
+
+
+def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
+    """Write `policy_dir` (the trained policy) and `rollouts_dir` (every completion and its reward).
+
+    A run that was cut off goes on from its last checkpoint, if parameters and SFT policy are still the same.
+
+    Raises:
+        StageError: an earlier stage has not run, or there are fewer training pools than a step takes.
+        ModelError: scorer or SFT policy cannot be loaded.
+    """
+    seed_everything(params.seed)
+    if not workspace.sft_dir.is_dir():
+        raise StageError(f"{workspace.sft_dir} is missing; run warmup first")
+    policy = load_policy(workspace.sft_dir, params.policy)
+    scorer = FrozenScorer.load(params, workspace)
+    questions = {
+        query_id: scorer.queries[query_id].question
+        for query_id, pool in sorted(scorer.pools.items())
+        if pool.split == "train"
+    }
+    if len(questions) < params.train.queries_per_step:
+        raise StageError(
+            f"{len(questions)} training queries have a pool with a positive, train.queries_per_step is "
+            f"{params.train.queries_per_step}; look at retrieve's recall, or lower it"
+        )
+    checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace.sft_dir)
+    rollouts = train_rgrpo(
+        policy,
+        questions,
+        scorer,
+        params.train,
+        params.reward,
+        seed=params.seed,
+        log=run.log_metrics,
+        checkpoints_dir=checkpoints_dir,
+    )
+    with replace_dir(workspace.policy_dir) as folder:
+        policy.save(folder)
+    with replace_dir(workspace.rollouts_dir) as folder:
+        save_rollouts(folder / "rollouts.parquet", rollouts)
+    shutil.rmtree(checkpoints_dir.parent, ignore_errors=True)
+    return {
+        "num_train_queries": len(questions),
+        "num_rollouts": len(rollouts),
+        "num_crops_scored": scorer.num_encoded,
+        **_summarise(rollouts),
+    }
+
+
+def _name_run(params: Params, sft_dir: Path) -> str:
+    """Return a name that changes with anything that a checkpoint depends on."""
+    return hashlib.sha256(f"{params.sha256()}{compute_model_digest(sft_dir)}".encode()).hexdigest()[:16]
+
+
+def _summarise(rollouts: list[Rollout]) -> dict[str, float]:
+    """Return the mean reward of the first and of the last tenth of the steps."""
+    if not rollouts:
+        return {}
+    steps = sorted({rollout.step for rollout in rollouts})
+    tenth = max(1, len(steps) // 10)
+    first, last = set(steps[:tenth]), set(steps[-tenth:])
+    return {
+        "reward_first_tenth": float(np.mean([r.reward for r in rollouts if r.step in first])),
+        "reward_last_tenth": float(np.mean([r.reward for r in rollouts if r.step in last])),
+    }

@@ -1,0 +1,152 @@
+"""Stage warmup: region search labels training queries with the frozen scorer, SFT teaches the policy to say them.
+
+No human boxes are used: a query's target box is never read here.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Params, RewardParams, SearchParams
+from pipeline.core.region_search import build_grid, choose_label, refine_boxes
+from pipeline.core.reward import compute_reward
+from pipeline.errors import StageError
+from pipeline.learn.policy import Policy, load_policy
+from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.seeding import seed_everything
+from pipeline.learn.sft import SftExample, train_sft
+from pipeline.progress import Advance, track
+from pipeline.store import replace_dir, save_labels
+from pipeline.tracking import StageRun
+from pipeline.types import Box, Crop, KeepFull, Malformed, RegionLabel
+from pipeline.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+_NUM_CHECKED = 200
+"""Val queries that the warmed-up policy answers once, to see whether it keeps to the format."""
+
+
+def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
+    """Write `labels_dir` (labels.parquet) and `sft_dir` (the policy after SFT).
+
+    Raises:
+        StageError: an earlier stage has not run, or there are no training pools.
+        ModelError: scorer or base policy cannot be loaded.
+    """
+    seed_everything(params.seed)
+    policy = load_policy(params.policy.path, params.policy)
+    scorer = FrozenScorer.load(params, workspace)
+    query_ids = sample_queries(scorer, params.warmup.num_queries, params.seed)
+    with track("warmup: queries labelled", len(query_ids)) as advance:
+        labels = search_labels(scorer, query_ids, params.search, params.reward, advance)
+    with replace_dir(workspace.labels_dir) as folder:
+        save_labels(folder / "labels.parquet", labels)
+    examples = [SftExample(label, scorer.queries[label.query_id].question) for label in labels]
+    with tempfile.TemporaryDirectory() as scratch:
+        loss = train_sft(
+            policy,
+            examples,
+            scorer.load_image,
+            params.warmup,
+            seed=params.seed,
+            log=run.log_metrics,
+            scratch_dir=Path(scratch),
+        )
+    with replace_dir(workspace.sft_dir) as folder:
+        policy.save(folder)
+    crops = [label for label in labels if label.box is not None]
+    return {
+        "num_labels": len(labels),
+        "label_region_rate": len(crops) / len(labels),
+        "label_mean_gain": float(np.mean([label.gain for label in crops])) if crops else 0.0,
+        "num_crops_scored": scorer.num_encoded,
+        "sft_final_loss": loss,
+        **_measure_format(policy, scorer),
+    }
+
+
+def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[str]:
+    """Return ids of training queries whose pool holds a positive, drawn without replacement.
+
+    Raises:
+        StageError: there are none.
+    """
+    candidates = sorted(query_id for query_id, pool in scorer.pools.items() if pool.split == "train")
+    if not candidates:
+        raise StageError("no training query has a pool with a positive; look at retrieve's recall")
+    order = np.random.default_rng(seed).permutation(len(candidates))[:num_queries]
+    return [candidates[index] for index in order]
+
+
+def search_labels(
+    scorer: FrozenScorer,
+    query_ids: Sequence[str],
+    search: SearchParams,
+    reward: RewardParams,
+    advance: Advance,
+    *,
+    chunk_size: int = 50,
+) -> list[RegionLabel]:
+    """Return the best view of each query: a coarse grid of boxes, then the neighbours of the best one.
+
+    Args:
+        scorer: scores the boxes.
+        query_ids: queries whose pools hold a positive.
+        search: the grid, and the gain that a crop must bring.
+        reward: what a view is worth.
+        advance: told how many queries are done.
+        chunk_size: queries whose boxes are scored together.
+    """
+    grid = build_grid(search.scales, search.stride)
+    labels: list[RegionLabel] = []
+    for start in range(0, len(query_ids), chunk_size):
+        chunk = query_ids[start : start + chunk_size]
+        coarse = _score_boxes(scorer, chunk, [grid] * len(chunk), reward)
+        near = [refine_boxes(grid[int(np.argmax(rewards))]) for rewards in coarse]
+        fine = _score_boxes(scorer, chunk, near, reward)
+        for query_id, neighbours, coarse_rewards, fine_rewards in zip(chunk, near, coarse, fine, strict=True):
+            baseline = scorer.get_baseline(query_id).outcome
+            full_reward = compute_reward(KeepFull(), baseline, None, reward).total
+            labels.append(
+                choose_label(
+                    query_id,
+                    [*grid, *neighbours],
+                    [*coarse_rewards, *fine_rewards],
+                    search.min_gain,
+                    full_reward,
+                )
+            )
+        advance(len(chunk))
+    return labels
+
+
+def _score_boxes(
+    scorer: FrozenScorer, query_ids: Sequence[str], boxes: Sequence[Sequence[Box]], reward: RewardParams
+) -> list[list[float]]:
+    views = [(query_id, box) for query_id, row in zip(query_ids, boxes, strict=True) for box in row]
+    scored = iter(scorer.score_views(views))
+    return [
+        [
+            compute_reward(Crop(box), scorer.get_baseline(query_id).outcome, next(scored).outcome, reward).total
+            for box in row
+        ]
+        for query_id, row in zip(query_ids, boxes, strict=True)
+    ]
+
+
+def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:
+    """Return the share of well-formed answers to some val queries, or nothing where there are none."""
+    checked = [query for query in scorer.queries.values() if query.split == "val"][:_NUM_CHECKED]
+    num_malformed = 0
+    for start in range(0, len(checked), policy.params.batch_size):  # so that few pictures are in memory at once
+        batch = checked[start : start + policy.params.batch_size]
+        images = [scorer.load_image(query.query_id) for query in batch]
+        answers = policy.decide(images, [query.question for query in batch])
+        num_malformed += sum(isinstance(answer.decision, Malformed) for answer in answers)
+    return {"sft_format_rate": 1.0 - num_malformed / len(checked)} if checked else {}

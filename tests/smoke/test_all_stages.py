@@ -1,0 +1,154 @@
+"""All seven stages, one after another, on a tiny world with tiny random models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.__main__ import run_stage
+from pipeline.demo.materialise import materialise
+from pipeline.demo.world import build_world
+from pipeline.evaluation.methods import METHODS
+from pipeline.stages import STAGES
+from pipeline.store import load_labels, load_pools, load_queries, load_results, load_rollouts, read_json
+from pipeline.workspace import Workspace
+
+# MLflow and its database layer warn about themselves.
+pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore")]
+
+_PARAMS = {
+    "seed": 3,
+    "scorer": {"batch_size": 64, "device": "cpu"},
+    "retrieve": {"pool_size": 6},
+    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
+    "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
+    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
+    "train": {
+        "max_steps": 2,
+        "queries_per_step": 2,
+        "group_size": 4,
+        "num_region": 1,
+        "num_full": 1,
+        "warmup_steps": 0,
+        "save_steps": 1,
+    },
+    "evaluate": {"num_resamples": 100},
+}
+
+
+class FinishedRun:
+    """The checkout after all stages, and what each of them returned."""
+
+    def __init__(self, root: Path, scorer_dir: Path, policy_dir: Path) -> None:
+        self.root = root
+        self.workspace = Workspace.at(root)
+        world = build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=12)
+        materialise(world, self.workspace.data_dir)
+        sections: dict[str, Any] = {
+            **_PARAMS,
+            "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},  # type: ignore[dict-item]
+            "policy": {**_PARAMS["policy"], "path": str(policy_dir)},  # type: ignore[dict-item]
+        }
+        params_path = root / "params.yaml"
+        params_path.write_text(yaml.safe_dump(sections))
+        self.figures = {stage: run_stage(stage, params_path, root) for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_clip_dir: Path, tiny_llava_dir: Path) -> FinishedRun:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("REGION_R1_PARENT_RUN_ID", raising=False)
+        return FinishedRun(tmp_path_factory.mktemp("checkout"), tiny_clip_dir, tiny_llava_dir)
+
+
+def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
+    workspace = finished.workspace
+    assert list(STAGES) == ["prepare", "index", "retrieve", "warmup", "train", "evaluate", "register"]
+    for path in (
+        *(workspace.tables_dir / f"{name}.parquet" for name in ("queries", "documents", "qrels", "rejects")),
+        workspace.index_dir / "vectors.npy",
+        workspace.pools_dir / "pools.parquet",
+        workspace.pools_dir / "baseline.parquet",
+        workspace.labels_dir / "labels.parquet",
+        workspace.sft_dir / "model.safetensors",
+        workspace.policy_dir / "model.safetensors",
+        workspace.rollouts_dir / "rollouts.parquet",
+        *(workspace.evaluation_dir / name for name in ("results.parquet", "report.json", "report.html")),
+        *(workspace.evaluation_dir / "runs" / f"{method}.trec" for method in METHODS),
+        workspace.registration_path,
+        *(workspace.metrics_path(stage) for stage in STAGES),
+    ):
+        assert path.is_file(), path
+        assert path.stat().st_size > 0, path
+    assert not (workspace.checkpoints_dir / "train").exists()
+    assert not [path for path in workspace.artifacts_dir.rglob("*") if "partial" in path.name]
+
+
+def test_every_figure_is_finite(finished: FinishedRun) -> None:
+    for stage, figures in finished.figures.items():
+        assert figures, stage
+        assert all(math.isfinite(value) for value in figures.values()), (stage, figures)
+        assert json.loads(finished.workspace.metrics_path(stage).read_text()) == figures
+
+
+def test_tables_fit_each_other(finished: FinishedRun) -> None:
+    workspace = finished.workspace
+    queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
+    pools = load_pools(workspace.pools_dir / "pools.parquet")
+    train = {pool.query_id for pool in pools if pool.split == "train"}
+    assert len(queries) == 44
+    assert all(len(pool.doc_ids) == 6 for pool in pools)
+    labels = load_labels(workspace.labels_dir / "labels.parquet")
+    assert labels
+    assert {label.query_id for label in labels} <= train
+    rollouts = load_rollouts(workspace.rollouts_dir / "rollouts.parquet")
+    assert len(rollouts) == 2 * 2 * 4
+    assert {rollout.query_id for rollout in rollouts} <= train
+    results = load_results(workspace.evaluation_dir / "results.parquet")
+    assert len(results) == len(METHODS) * 12
+    assert {queries[row.query_id].split for row in results} == {"test"}
+
+
+def test_report_has_all_methods(finished: FinishedRun) -> None:
+    report = read_json(finished.workspace.evaluation_dir / "report.json")
+    assert set(report["methods"]) == set(METHODS)
+    assert report["num_queries"] == 12
+    for metrics in report["methods"].values():
+        for interval in metrics.values():
+            assert interval is None or all(math.isfinite(interval[key]) for key in ("mean", "low", "high"))
+    assert report["methods"]["oracle"]["mrr"]["mean"] >= report["methods"]["full"]["mrr"]["mean"]
+
+
+def test_registered_model_reranks_by_its_alias(finished: FinishedRun) -> None:
+    import mlflow
+    import pandas as pd
+
+    registration = read_json(finished.workspace.registration_path)
+    assert "challenger" in registration["aliases"]
+    model = mlflow.pyfunc.load_model(f"models:/{registration['model_name']}@challenger")
+    pool = next(pool for pool in load_pools(finished.workspace.pools_dir / "pools.parquet") if pool.split == "test")
+    queries = {q.query_id: q for q in load_queries(finished.workspace.tables_dir / "queries.parquet")}
+    query = queries[pool.query_id]
+    row = {
+        "image": str(finished.workspace.data_dir / query.image_path),
+        "question": query.question,
+        "candidates": list(pool.doc_ids),
+    }
+    answer = model.predict(pd.DataFrame([row])).iloc[0]
+    assert answer["decision"] in ("region", "full", "malformed")
+    assert sorted(answer["doc_ids"]) == sorted(pool.doc_ids)
+    assert list(answer["scores"]) == sorted(answer["scores"], reverse=True)
+    result = next(
+        row
+        for row in load_results(finished.workspace.evaluation_dir / "results.parquet")
+        if row.method == "rgrpo" and row.query_id == pool.query_id
+    )
+    assert answer["decision"] == result.decision
+    if result.decision != "malformed":
+        assert list(answer["doc_ids"]) == list(result.doc_ids)

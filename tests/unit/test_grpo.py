@@ -1,0 +1,366 @@
+"""r-GRPO: balanced groups, factorised advantages, what is watched, recovery from collapse, resume."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import PolicyParams, RewardParams, TrainParams
+from pipeline.core.advantage import FULL, MALFORMED, REGION
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING
+from pipeline.demo.tiny_llava import ASSISTANT
+from pipeline.learn.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
+from pipeline.learn.policy import Policy, load_policy
+from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.seeding import seed_everything
+from pipeline.stages import index as index_stage
+from pipeline.stages import retrieve as retrieve_stage
+from pipeline.tracking import null_run
+from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
+from tests.conftest import SpokenLlava
+from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
+
+REWARD = RewardParams()
+STOCK = {"num_region": 0, "num_full": 0, "factorised": False}
+
+
+def _params(**changes: object) -> TrainParams:
+    settings = {
+        "max_steps": 2,
+        "queries_per_step": 2,
+        "group_size": 8,
+        "num_region": 3,
+        "num_full": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "beta": 0.0,
+        "save_steps": 1000,
+    }
+    return TrainParams.model_validate(settings | changes)
+
+
+def _load(spoken: SpokenLlava) -> Policy:
+    return load_policy(spoken.folder, PolicyParams(max_new_tokens=9, device="cpu"))
+
+
+def _collapse(policy: Policy, token_id: int, bias: float) -> None:
+    """Raise one token's logit where the answer opens; the weights stay as they are and stay trainable."""
+    weight_H = policy.model.get_output_embeddings().weight.detach()[token_id]
+    push_H = bias * weight_H / weight_H.square().sum()
+    assistant_id = policy.processor.tokenizer.convert_tokens_to_ids(ASSISTANT)
+
+    def push(_module: Any, _arguments: Any, keywords: dict[str, Any], output: Any) -> Any:
+        opens_BT1 = (keywords["input_ids"] == assistant_id).unsqueeze(-1)
+        output.last_hidden_state = output.last_hidden_state + opens_BT1 * push_H
+        return output
+
+    policy.model.base_model.register_forward_hook(push, with_kwargs=True)
+
+
+def _plant(spoken: SpokenLlava, *, baseline: int, crop: int | Callable[[Box], Outcome]) -> PlantedScorer:
+    def score_box(_query_id: str, box: Box) -> Outcome:
+        return build_outcome(crop) if isinstance(crop, int) else crop(box)
+
+    return PlantedScorer(spoken.questions, baseline=build_outcome(baseline), score_box=score_box)
+
+
+class Training:
+    """One short run and all that it let slip."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        spoken: SpokenLlava,
+        scorer: PlantedScorer,
+        params: TrainParams,
+        folder: Path,
+        *,
+        die_at: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.params = params
+        self.logged: dict[int, dict[str, float]] = {}
+        self.batches: list[dict[str, Any]] = []
+        self.rollouts: list[Rollout] = []
+        original = RGRPOTrainer._generate_and_score_completions
+        batches = self.batches
+
+        def record(trainer: RGRPOTrainer, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            output = original(trainer, inputs)
+            batches.append(output | {"query_id": [row["query_id"] for row in inputs]})
+            return output
+
+        def log(figures: Any, step: int) -> None:
+            if step == die_at:
+                raise KeyboardInterrupt
+            self.logged.setdefault(step, {}).update(figures)
+
+        seed_everything(3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RGRPOTrainer, "_generate_and_score_completions", record)
+            self.rollouts = train_rgrpo(
+                policy,
+                spoken.questions,
+                scorer,  # type: ignore[arg-type]
+                params,
+                REWARD,
+                seed=3,
+                log=log,
+                checkpoints_dir=folder,
+            )
+
+    def list_groups(self) -> list[list[Rollout]]:
+        size = self.params.group_size
+        return [self.rollouts[start : start + size] for start in range(0, len(self.rollouts), size)]
+
+
+def _ask_p_region(policy: Policy, spoken: SpokenLlava) -> float:
+    images = [spoken.load_image(query_id) for query_id in spoken.questions]
+    answers = policy.decide(images, list(spoken.questions.values()))
+    return float(np.mean([answer.p_region for answer in answers]))
+
+
+def _margin_of(box: Box) -> Outcome:
+    return build_outcome(2, margin=box.x0 - box.y0 + box.x1)
+
+
+@pytest.fixture(scope="module")
+def collapsed(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Two steps of a policy that would only ever say FULL; crops differ in what they earn."""
+    policy = _load(spoken_llava)
+    _collapse(policy, policy.full_ids[0], 12.0)
+    scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
+    params = _params(beta=0.02)
+    return Training(policy, spoken_llava, scorer, params, tmp_path_factory.mktemp("collapsed"))
+
+
+@pytest.fixture(scope="module")
+def stock(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """The same policy under TRL's own sampling and plain advantages."""
+    policy = _load(spoken_llava)
+    _collapse(policy, policy.full_ids[0], 12.0)
+    scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
+    return Training(policy, spoken_llava, scorer, _params(**STOCK), tmp_path_factory.mktemp("stock"))
+
+
+@pytest.mark.parametrize(("position", "arm"), [(0, "region"), (2, "region"), (3, "full"), (5, "free"), (9, "region")])
+def test_plan_repeats_for_every_group(position: int, arm: str) -> None:
+    assert GroupPlan(8, 3, 2).get_arm(position) == arm
+
+
+def test_every_group_holds_both_arms_even_after_collapse(collapsed: Training) -> None:
+    groups = collapsed.list_groups()
+    assert len(groups) == 4
+    for group in groups:
+        assert len({rollout.query_id for rollout in group}) == 1
+        assert Counter(rollout.arm for rollout in group) == {"region": 3, "full": 2, "free": 3}
+        opens_region = [rollout.completion.startswith(REGION_OPENING) for rollout in group]
+        opens_full = [rollout.completion.startswith(FULL_ANSWER) for rollout in group]
+        assert sum(opens_region) >= 3
+        assert sum(opens_full) >= 2
+        assert all(opens_region[:3])
+        assert all(opens_full[3:5])
+    assert {rollout.step for rollout in collapsed.rollouts} == {0, 1}
+
+
+def test_stock_groups_do_not(stock: Training) -> None:
+    assert all(rollout.arm == "free" for rollout in stock.rollouts)
+    assert not any(rollout.completion.startswith(REGION_OPENING) for rollout in stock.rollouts)
+    assert stock.logged[1]["zero_signal_groups"] >= 0.5
+
+
+def test_collapsed_groups_carry_a_signal(collapsed: Training) -> None:
+    assert all(figures["zero_signal_groups"] == 0.0 for figures in collapsed.logged.values())
+
+
+def test_forced_tokens_belong_to_completion_and_loss(collapsed: Training) -> None:
+    region_id, full_id = collapsed.policy.region_ids[0], collapsed.policy.full_ids[0]
+    for batch in collapsed.batches:
+        firsts = batch["completion_ids"][:, 0].view(-1, 8)
+        assert (firsts[:, :3] == region_id).all()
+        assert (firsts[:, 3:5] == full_id).all()
+        assert (batch["completion_mask"][:, 0] == 1).all()
+        assert "tool_mask" not in batch
+        assert (batch["prompt_ids"] != region_id).all()
+        assert (batch["prompt_ids"] != full_id).all()
+
+
+def test_a_completion_is_not_cut_by_its_forced_opening(collapsed: Training) -> None:
+    crops = [rollout for rollout in collapsed.rollouts if rollout.decision == "region"]
+    assert crops
+    assert all(rollout.box is not None for rollout in crops)
+
+
+def test_factorised_advantages_differ_between_decision_and_box(collapsed: Training) -> None:
+    num_different = 0
+    for batch in collapsed.batches:
+        advantages_BT, opening_BT = batch["advantages"], batch["opening_mask"]
+        assert advantages_BT.shape == batch["completion_ids"].shape
+        assert opening_BT[:, 0].all()
+        assert not opening_BT[:, 1:].any()
+        num_different += int((advantages_BT[:, 0] != advantages_BT[:, 1]).sum())
+    assert num_different > 0
+
+
+def test_plain_advantages_are_alike_for_all_tokens(stock: Training) -> None:
+    for batch in stock.batches:
+        advantages_BT = batch["advantages"]
+        assert advantages_BT.shape == batch["completion_ids"].shape
+        assert (advantages_BT == advantages_BT[:, :1]).all()
+
+
+def test_argument_advantages_cancel_within_an_arm(collapsed: Training) -> None:
+    for batch in collapsed.batches:
+        argument_BG = batch["advantages"][:, -1].view(-1, 8)
+        codes_BG = batch["opening_code"].view(-1, 8)
+        for code in (REGION, FULL):
+            sums_B = (argument_BG * (codes_BG == code)).sum(1)
+            torch.testing.assert_close(sums_B, torch.zeros_like(sums_B), atol=1e-5, rtol=0)
+
+
+def test_advantages_follow_the_rows_rewards(collapsed: Training) -> None:
+    rewards_BG = torch.tensor([rollout.reward for rollout in collapsed.rollouts[:16]]).view(2, 8)
+    batch = collapsed.batches[0]
+    codes_BG = batch["opening_code"].view(2, 8)
+    region_BG = codes_BG == REGION
+    mean_B = (rewards_BG * region_BG).sum(1) / region_BG.sum(1)
+    wanted_BG = (rewards_BG - mean_B[:, None]) * region_BG
+    got_BG = batch["advantages"][:, -1].view(2, 8) * region_BG
+    torch.testing.assert_close(got_BG, wanted_BG, atol=1e-5, rtol=0)
+
+
+def test_probabilities_and_kl_are_logged(collapsed: Training) -> None:
+    assert set(collapsed.logged) == {1, 2}
+    for figures in collapsed.logged.values():
+        assert 0.0 <= figures["p_region"] <= 1.0
+        assert 0.0 <= figures["p_full"] <= 1.0
+        assert figures["p_full"] > figures["p_region"]
+        assert figures["decision_mass"] == pytest.approx(figures["p_region"] + figures["p_full"])
+        assert figures["decision_mass"] <= 1.05
+        assert np.isfinite(figures["kl"])
+        assert figures["free_region_rate"] == 0.0
+        assert {"reward", "reward_margin", "malformed_rate", "entropy", "grad_norm"} <= figures.keys()
+
+
+def test_rollouts_keep_what_each_completion_earned(collapsed: Training) -> None:
+    for rollout in collapsed.rollouts:
+        if rollout.decision == "full":
+            assert rollout.reward == REWARD.full_otherwise
+        elif rollout.decision == "malformed":
+            assert rollout.reward == REWARD.malformed
+        else:
+            assert rollout.box is not None
+            gain = REWARD.weight_margin * (_margin_of(rollout.box).margin or 0.0)
+            assert rollout.reward == pytest.approx(REWARD.scale * max(REWARD.floor, gain), abs=1e-5)
+
+
+# -- learning ---------------------------------------------------------------------------------------------------
+
+
+def test_reward_for_full_raises_p_full(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava)
+    _collapse(policy, policy.region_ids[0], 8.0)
+    before = _ask_p_region(policy, spoken_llava)
+    scorer = _plant(spoken_llava, baseline=1, crop=9)
+    training = Training(policy, spoken_llava, scorer, _params(max_steps=12, learning_rate=3e-3), tmp_path)
+    assert training.logged[12]["p_full"] > training.logged[1]["p_full"] + 0.3
+    assert _ask_p_region(policy, spoken_llava) < before - 0.3
+
+
+def test_balanced_groups_recover_from_collapse_and_stock_groups_do_not(
+    spoken_llava: SpokenLlava, tmp_path: Path
+) -> None:
+    found = {}
+    for name, changes in (("balanced", {}), ("stock", STOCK)):
+        policy = _load(spoken_llava)
+        _collapse(policy, policy.full_ids[0], 16.0)
+        assert _ask_p_region(policy, spoken_llava) < 1e-3
+        scorer = _plant(spoken_llava, baseline=10, crop=1)
+        params = _params(max_steps=12, learning_rate=3e-3, **changes)
+        Training(policy, spoken_llava, scorer, params, tmp_path / name)
+        found[name] = _ask_p_region(policy, spoken_llava)
+    assert found["balanced"] > 0.5
+    assert found["stock"] < 0.01
+
+
+# -- resume -----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
+    # An epoch is two steps long; the run is killed in its second one.
+    params = _params(max_steps=5, save_steps=3, beta=0.02, queries_per_step=4, group_size=4, num_region=1, num_full=1)
+    whole = Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "cut", die_at=4)
+    assert (tmp_path / "cut" / "checkpoint-3").is_dir()
+    resumed = Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "cut")
+    assert [r for r in whole.rollouts if r.step >= 3] == resumed.rollouts
+    start = _load(spoken_llava).model.state_dict()
+    wanted, got = whole.policy.model.state_dict(), resumed.policy.model.state_dict()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert not all(torch.equal(wanted[name], start[name]) for name in wanted)
+
+
+# -- the reward -------------------------------------------------------------------------------------------------
+
+
+def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    workspace = build_corpus(tmp_path)
+    encoder = CountingEncoder()
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (index_stage, retrieve_stage):
+            patch.setattr(stage, "load_encoder", lambda _: encoder)
+            stage.run(build_params(Path()), workspace, null_run())
+    scorer = FrozenScorer.load(build_params(Path()), workspace, encoder=encoder)
+    reward = PolicyReward(scorer, _load(spoken_llava), REWARD)
+    query_id, other_id = [pool.query_id for pool in scorer.pools.values() if pool.has_positive][:2]
+    box, other_box = Box(0.1, 0.1, 0.6, 0.7), Box(0.3, 0.2, 0.9, 0.9)
+    asked = [
+        (query_id, Crop(box)),
+        (query_id, KeepFull()),
+        (query_id, Crop(box)),
+        (other_id, Malformed("x")),
+        (other_id, Crop(box)),
+        (query_id, Crop(other_box)),
+    ]
+    before = encoder.num_images
+    rewards = reward.score(*zip(*asked, strict=True))
+    assert encoder.num_images - before == 3
+    assert rewards[0] == rewards[2]
+    assert rewards[3].total == REWARD.malformed
+    reward.score(*zip(*asked, strict=True))
+    assert encoder.num_images - before == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "earned"),
+    [
+        (FULL_ANSWER, 1.0),
+        (f"{FULL_ANSWER} or so", -2.5),
+        (f"{REGION_OPENING}oops", -2.5),
+        ("What?", -2.5),
+        ("", -2.5),
+    ],
+)
+def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: str, earned: float) -> None:
+    scorer = _plant(spoken_llava, baseline=1, crop=1)
+    policy = _load(spoken_llava)
+    reward = PolicyReward(scorer, policy, RewardParams(malformed=-2.5))  # type: ignore[arg-type]
+    ids = policy.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    logged: dict[str, float] = {}
+    end_id = policy.processor.tokenizer.eos_token_id
+    got = reward(completion_ids=[[*ids, end_id]], query_id=["q0"], log_metric=logged.__setitem__, trainer_state=None)
+    assert got == [earned]
+    assert logged == {"reward/mrr": 0.0, "reward/ndcg": 0.0, "reward/rank": 0.0, "reward/margin": 0.0}
+
+
+def test_an_opening_without_sense_belongs_to_no_arm(collapsed: Training) -> None:
+    codes = {int(code) for batch in collapsed.batches for code in batch["opening_code"]}
+    assert codes <= {REGION, FULL, MALFORMED}
