@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export PIP_NO_INPUT ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check ui bench
+.PHONY: help run test check ui
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,6 @@ check: .venv/.installed ## lint, formatting, types, and which module may import 
 
 ui: .venv/.installed ## start the Prefect and MLflow pages of this checkout
 	$(BIN)/region-r1 ui
-
-bench: .venv/.installed ## measure speed
-	$(BIN)/python -m benchmarks
 
 # The stamp holds what was installed, so a fresh checkout of unchanged files reinstalls nothing.
 .venv/.installed: pyproject.toml constraints.txt

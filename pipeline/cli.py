@@ -64,10 +64,14 @@ app.add_typer(params_commands, name="params")
 def run_flow(
     only: Annotated[str | None, typer.Option(help="one stage instead of all that are stale")] = None,
 ) -> None:
-    """Bring all stages up to date through the Prefect flow."""
+    """Bring all stages up to date through the Prefect flow, then print the results."""
     from flows.launch import main as launch
 
-    raise typer.Exit(launch(only))
+    exit_code = launch(only)
+    if exit_code or only:
+        raise typer.Exit(exit_code)
+    _print_results(Workspace.at(Path.cwd()), as_json=False)
+    typer.echo("pages: `make ui` serves MLflow (every run, its figures and pictures) and Prefect (the flow runs)")
 
 
 @app.command("ui")

@@ -34,10 +34,10 @@ class DemoParams(_Section):
 
     seed: Annotated[int, Field(ge=0)] = 2026
     num_entities: Annotated[int, Field(ge=12, le=2160)] = 320
-    num_train: PositiveInt = 2000
+    num_train: PositiveInt = 2400
     num_val: PositiveInt = 400
-    num_test: PositiveInt = 600
-    close_up_share: Fraction = 0.3
+    num_test: PositiveInt = 1000
+    close_up_share: Fraction = 0.25
 
 
 class ScorerParams(_Section):
@@ -71,6 +71,9 @@ class SearchParams(_Section):
 
     scales: tuple[Fraction, ...] = Field(default=(0.3, 0.45), description="box side over image side")
     stride: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=0.5, description="step between boxes, in box sides")
+    num_refinements: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="times that the neighbours of the best box so far are tried"
+    )
     min_gain: Annotated[float, Field(ge=0.0)] = Field(
         default=0.05, description="reward that a crop must earn over the full image to become a label"
     )
@@ -87,7 +90,7 @@ class WarmupParams(_Section):
 
     num_queries: PositiveInt = Field(default=400, description="training queries that region search labels")
     epochs: PositiveFloat = 4.0
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32
 
@@ -115,9 +118,11 @@ class TrainParams(_Section):
     num_region: Annotated[int, Field(ge=0)] = Field(default=4, description="rows of a group forced to REGION")
     num_full: Annotated[int, Field(ge=0)] = Field(default=1, description="rows of a group forced to FULL")
     factorised: bool = Field(default=True, description="decision and box tokens carry advantages of their own")
-    learning_rate: PositiveFloat = 2e-4
+    decision_floor: Fraction = Field(default=0.1, description="least weight of a forced decision's advantage")
+    anchor: Annotated[float, Field(ge=0.0)] = Field(default=0.2, description="pull towards the two legal openings")
+    learning_rate: PositiveFloat = 1.5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
-    beta: Annotated[float, Field(ge=0.0)] = Field(default=0.02, description="weight of the KL to the SFT policy")
+    beta: Annotated[float, Field(ge=0.0)] = Field(default=0.04, description="weight of the KL to the SFT policy")
     temperature: PositiveFloat = 1.0
     updates_per_generation: PositiveInt = 1
     save_steps: PositiveInt = 25

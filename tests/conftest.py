@@ -45,7 +45,7 @@ class SpokenLlava:
             policy,
             [SftExample(label, self.questions[label.query_id]) for label in self.labels],
             self.load_image,
-            WarmupParams(epochs=40, learning_rate=3e-3, batch_size=8),
+            WarmupParams(epochs=120, learning_rate=3e-3, batch_size=8),
             seed=1,
             log=lambda figures, step: self.logged.append((dict(figures), step)),
             scratch_dir=folder / "scratch",

@@ -74,6 +74,41 @@ def compute_advantages(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike, *
     )
 
 
+def damp_decisions(
+    decision_BG: npt.NDArray[np.float64],
+    decisions_BG: npt.ArrayLike,
+    p_opening_BG: npt.ArrayLike,
+    *,
+    floor: float,
+    anchor: float,
+) -> npt.NDArray[np.float64]:
+    """Return decision advantages as the policy's own sampling would weigh them, for rows whose opening was forced.
+
+    Forced arms are drawn whatever the policy thinks, so their pull would never end and would drive the loser's
+    probability down for ever. On the policy's own samples it is weighted by p (1 - p), which ends it:
+
+        a' = max(4 p (1 - p), floor) * a + anchor * w_arm * p
+
+    The floor keeps a collapsed policy teachable. The second term is the gradient of log(p(REGION) + p(FULL)): it
+    draws mass back that has leaked to openings that are neither.
+
+    Args:
+        decision_BG: (B, G) from `compute_advantages`, factorised.
+        decisions_BG: (B, G) codes; a MALFORMED row is returned as it is.
+        p_opening_BG: (B, G) probability of the row's opening under the policy, 0 to 1.
+        floor: least weight, 0 to 1.
+        anchor: weight of the second term, 0 or more.
+    """
+    decisions = np.asarray(decisions_BG)
+    p_BG = np.asarray(p_opening_BG, dtype=np.float64)
+    damped = np.maximum(4.0 * p_BG * (1.0 - p_BG), floor) * decision_BG
+    for arm in (REGION, FULL):
+        members = decisions == arm
+        num_B1 = np.maximum(members.sum(axis=1, keepdims=True), 1)
+        damped = np.where(members, damped + anchor * p_BG * decisions.shape[1] / (2.0 * num_B1), damped)
+    return np.where(decisions == MALFORMED, decision_BG, damped)
+
+
 def count_zero_signal(advantages: Advantages) -> int:
     """Return the number of groups whose advantages are all zero (to 1e-8), which teach nothing."""
     size_BG = np.maximum(np.abs(advantages.decision_BG), np.abs(advantages.argument_BG))

@@ -3,7 +3,8 @@
 A view is a close crop, a loose crop or a whole cluttered scene of which the entity is one thing among several, so
 that a scene's vector leans towards everything in it: a full image often retrieves its target, but rarely first.
 Batches are made of groups that share kind and colour, so that pattern and accent must be read. Each emblem has
-several articles that share only what it looks like: names and dates must not tell entries apart.
+several articles that share only what it looks like: names and dates must not tell entries apart. Linear heads,
+thrown away afterwards, must read kind, colour, pattern and accent from every picture's vector.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPModel, CLIPProcessor
 
+from pipeline.demo.emblems import ACCENTS, COLOURS, PATTERNS
 from pipeline.demo.entities import Entity, build_entities, invent_entity
 from pipeline.demo.scenes import draw_gallery
+from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.studio import NUM_STUDIO_ENTITIES, draw_studio_scene, normalise, squash
-from pipeline.demo.tiny_clip import IMAGE_SIZE_PX
+from pipeline.demo.tiny_clip import DIM, IMAGE_SIZE_PX
 from pipeline.types import Box
 
 # Shapes: V views, E entities, B rows of a batch, D dimensions.
 _VIEWS_PER_SCENE: Final = 3
 _GALLERY_PER_ENTITY: Final = 3
 _ARTICLES_PER_ENTITY: Final = 8
+_LOOK_SIZES: Final = (len(KINDS), len(COLOURS), len(PATTERNS), len(ACCENTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class StudioViews:
         gallery_EG: (E, G, 3, side, side) encyclopedia pictures.
         texts_E: several articles of each entity.
         group_E: a number that entities of one kind and colour share.
+        looks_E: (E, 4) kind, colour, pattern and accent as class indices.
     """
 
     views_V: npt.NDArray[np.uint8]
@@ -73,6 +78,7 @@ class StudioViews:
     gallery_EG: npt.NDArray[np.uint8]
     texts_E: tuple[tuple[str, ...], ...]
     group_E: npt.NDArray[np.int64]
+    looks_E: npt.NDArray[np.int64]
 
 
 def draw_studio_views(seed: int, num_scenes: int, scene_share: float, report: Callable[[int], None]) -> StudioViews:
@@ -95,6 +101,7 @@ def draw_studio_views(seed: int, num_scenes: int, scene_share: float, report: Ca
         gallery_EG=gallery,
         texts_E=write_studio_articles(seed),
         group_E=np.asarray([names.index((entity.kind, entity.colour)) for entity in entities]),
+        looks_E=np.asarray([_number_look(entity) for entity in entities]),
     )
 
 
@@ -118,9 +125,9 @@ def train_contrast(
 ) -> None:
     """Train model in place: a view finds its entry (picture and text together), a picture finds its text."""
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+    heads = nn.Linear(DIM, sum(_LOOK_SIZES))
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: compute_lr_factor(step, recipe.warmup_steps, recipe.num_steps)
     )
@@ -141,16 +148,25 @@ def train_contrast(
         text_BD = F.normalize(texts.float(), dim=-1)
         entry_BD = F.normalize(gallery_BD + text_BD, dim=-1)
         scale = model.logit_scale.exp()
-        loss = _contrast(view_BD, entry_BD, scale) + 0.5 * _contrast(gallery_BD, text_BD, scale)
+        looks = torch.from_numpy(data.looks_E[chosen]).repeat(2, 1)
+        look_loss = _read_looks(heads(states.float()), looks)
+        loss = _contrast(view_BD, entry_BD, scale) + 0.5 * _contrast(gallery_BD, text_BD, scale) + look_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=recipe.max_logit_scale)
         hits = (view_BD @ entry_BD.T).argmax(1) == torch.arange(len(chosen))
-        report(step, {"loss": loss.item(), "in_batch_recall": hits.float().mean().item()})
+        report(
+            step,
+            {
+                "loss": loss.item(),
+                "look_loss": look_loss.item(),
+                "in_batch_recall": hits.float().mean().item(),
+            },
+        )
     model.eval()
 
 
@@ -159,6 +175,21 @@ def compute_lr_factor(step: int, warmup_steps: int, num_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps))) + 0.01
+
+
+def _read_looks(logits: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss of naming kind, colour, pattern and accent."""
+    parts = logits.split(list(_LOOK_SIZES), dim=-1)
+    return torch.stack([F.cross_entropy(part, looks[:, column]) for column, part in enumerate(parts)]).sum()
+
+
+def _number_look(entity: Entity) -> tuple[int, int, int, int]:
+    return (
+        KINDS.index(entity.kind),
+        list(COLOURS).index(entity.colour),
+        PATTERNS.index(entity.pattern),
+        list(ACCENTS).index(entity.accent),
+    )
 
 
 def _contrast(a_BD: torch.Tensor, b_BD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ Departures from TRL's trainer (docs/method.md gives their numbers and measuremen
 - Some rows of every group are made to open with REGION, some with FULL; the rest are left free, so that a policy
   that has collapsed to one decision still sees what the other one earns, and malformed openings are still punished.
 - Decision tokens and box tokens carry advantages of their own, (B, T) instead of (B,).
-- p(REGION) and p(FULL) are read off the training forward pass; no further pass is spent on them.
+- A forced decision is weighted as the policy's own sampling would weigh it (`damp_decisions`), for which one more
+  forward pass reads p(REGION) and p(FULL).
 - A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), and a resumed run goes
   on with the order of its own epoch (TRL's starts again with the first one's).
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 from PIL import Image
@@ -28,7 +30,15 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from pipeline.config import RewardParams, TrainParams
-from pipeline.core.advantage import FULL, MALFORMED, REGION, Advantages, compute_advantages, count_zero_signal
+from pipeline.core.advantage import (
+    FULL,
+    MALFORMED,
+    REGION,
+    Advantages,
+    compute_advantages,
+    count_zero_signal,
+    damp_decisions,
+)
 from pipeline.core.completion import parse_completion
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.policy import Policy, build_messages
@@ -38,6 +48,12 @@ from pipeline.progress import track
 from pipeline.types import Crop, Decision, KeepFull, Rollout
 
 Arm = Literal["region", "full", "free"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+_FORWARD_FIELDS: Final = ("pixel_values", "image_grid_thw", "num_images", "image_sizes", "mm_token_type_ids")
+"""What a forward pass needs beside tokens, for the families in `families.py`."""
 
 _LOGGED: Final = {
     "reward": "reward",
@@ -134,7 +150,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Args:
         plan: how each group is made up; no forced rows gives TRL's own sampling.
-        factorised: whether decision and box tokens carry advantages of their own.
+        params: how advantages are made.
         policy: gives the tokens that open each arm.
         keep_rollout: receives every sampled completion.
         keywords: TRL's own.
@@ -144,7 +160,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self,
         *,
         plan: GroupPlan,
-        factorised: bool,
+        params: TrainParams,
         policy: Policy,
         reward: PolicyReward,
         keep_rollout: Callable[[Rollout], None],
@@ -152,7 +168,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(reward_funcs=[reward], processing_class=policy.processor, **keywords)
         self._plan = plan
-        self._factorised = factorised
+        self._params = params
         self._openings: dict[Arm, list[int]] = {
             "region": list(policy.region_ids),
             "full": list(policy.full_ids),
@@ -212,27 +228,45 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        completion_ids_BT = output["completion_ids"]
-        num_rows = len(completion_ids_BT)
-        first = self.accelerator.process_index * num_rows
+        opening_BT = self._mask_openings(output["completion_ids"])
+        p_opening_N = self.accelerator.gather(self._compute_p_opening(output, opening_BT))
+        shape = (-1, self.num_generations)
+        codes_BG = self._codes_N.view(shape).cpu().numpy()
         advantages = compute_advantages(
-            self._rewards_N.view(-1, self.num_generations).cpu().numpy(),
-            self._codes_N.view(-1, self.num_generations).cpu().numpy(),
-            factorised=self._factorised,
+            self._rewards_N.view(shape).cpu().numpy(), codes_BG, factorised=self._params.factorised
         )
-        self._log_groups(advantages)
-        opening_BT = self._mask_openings(completion_ids_BT)
+        decision_BG = advantages.decision_BG
+        p_opening_BG = p_opening_N.view(shape).cpu().numpy()
+        if self._params.factorised:
+            decision_BG = damp_decisions(
+                decision_BG,
+                codes_BG,
+                p_opening_BG,
+                floor=self._params.decision_floor,
+                anchor=self._params.anchor,
+            )
+        self._log_groups(advantages, codes_BG, p_opening_BG)
+        num_rows = len(opening_BT)
+        first = self.accelerator.process_index * num_rows
         decision_B, argument_B = (
             torch.from_numpy(values.reshape(-1)[first : first + num_rows]).to(opening_BT.device, torch.float32)
-            for values in (advantages.decision_BG, advantages.argument_BG)
+            for values in (decision_BG, advantages.argument_BG)
         )
         output["advantages"] = torch.where(opening_BT, decision_B[:, None], argument_B[:, None])
-        output["opening_mask"] = opening_BT
-        output["opening_code"] = self._codes_N[first : first + num_rows]
-        output["was_forced"] = torch.tensor(
-            [arm != "free" for arm in self._list_arms(num_rows)], device=opening_BT.device
-        )
         return output
+
+    @torch.no_grad()
+    def _compute_p_opening(self, output: dict[str, Any], opening_BT: torch.Tensor) -> torch.Tensor:
+        """Return the probability of each row's opening under the policy that is being trained, (B,)."""
+        logps_BT, _, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+            torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+            output["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size,
+            **{name: output[name] for name in _FORWARD_FIELDS if name in output},
+        )
+        return (logps_BT * opening_BT).sum(1).exp()
 
     def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
         """Return the code of the arm that a completion opens and the number of tokens that say so."""
@@ -250,42 +284,20 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # -- what is watched ----------------------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **keywords: Any) -> Any:
-        output = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
-        if torch.is_grad_enabled():
-            self._train_logps_BT = output[0].detach()
-        return output
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
-        if "opening_mask" in inputs:
-            self._log_decisions(inputs)
-        return loss
-
-    def _log_decisions(self, inputs: dict[str, Any]) -> None:
-        """Log p(REGION) and p(FULL) over the forced rows: every query has both, so their sum is a probability."""
-        p_opening_N = self.accelerator.gather((self._train_logps_BT * inputs["opening_mask"]).sum(1).exp())
-        codes_N = self.accelerator.gather(inputs["opening_code"])
-        forced_N = self.accelerator.gather(inputs["was_forced"])
+    def _log_groups(self, advantages: Advantages, codes_BG: IntArray, p_opening_BG: FloatArray) -> None:
         metrics = self._metrics["train"]
-        shares = []
-        for name, code in (("p_region", REGION), ("p_full", FULL)):
-            rows_N = forced_N & (codes_N == code)
-            if bool(rows_N.any()):
-                shares.append(p_opening_N[rows_N].mean().item())
-                metrics[f"decision/{name}"].append(shares[-1])
-        if len(shares) == 2:
-            metrics["decision/mass"].append(sum(shares))
-
-    def _log_groups(self, advantages: Advantages) -> None:
-        metrics = self._metrics["train"]
-        metrics["group/zero_signal"].append(count_zero_signal(advantages) / len(advantages.decision_BG))
-        arms = [self._plan.get_arm(row) for row in range(self.num_generations)]
-        codes_BG = self._codes_N.view(-1, self.num_generations).cpu().numpy()
-        free_BF = codes_BG[:, [arm == "free" for arm in arms]]
+        metrics["group/zero_signal"].append(count_zero_signal(advantages) / len(codes_BG))
+        arms_G = np.asarray([self._plan.get_arm(row) for row in range(self.num_generations)])
+        free_BF = codes_BG[:, arms_G == "free"]
         if free_BF.size:
             metrics["decision/region_rate"].append(float((free_BF == REGION).mean()))
             metrics["decision/malformed_rate"].append(float((free_BF == MALFORMED).mean()))
+        # Every query has rows of both forced arms, so their sum is a probability.
+        shares = [float(p_opening_BG[:, arms_G == arm].mean()) for arm in ("region", "full") if arm in arms_G]
+        if len(shares) == 2:
+            metrics["decision/p_region"].append(shares[0])
+            metrics["decision/p_full"].append(shares[1])
+            metrics["decision/mass"].append(sum(shares))
 
     def _record_rollouts(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> None:
         first = self.accelerator.process_index * len(inputs)
@@ -355,7 +367,7 @@ def train_rgrpo(
         policy=policy,
         reward=PolicyReward(scorer, policy, reward),
         plan=GroupPlan(params.group_size, params.num_region, params.num_full),
-        factorised=params.factorised,
+        params=params,
         keep_rollout=rollouts.append,
     )
     trainer.remove_callback(PrinterCallback)

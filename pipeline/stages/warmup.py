@@ -93,7 +93,7 @@ def search_labels(
     *,
     chunk_size: int = 50,
 ) -> list[RegionLabel]:
-    """Return the best view of each query: a coarse grid of boxes, then the neighbours of the best one.
+    """Return the best view of each query: a coarse grid of boxes, then the neighbours of the best one so far.
 
     Args:
         scorer: scores the boxes.
@@ -107,21 +107,19 @@ def search_labels(
     labels: list[RegionLabel] = []
     for start in range(0, len(query_ids), chunk_size):
         chunk = query_ids[start : start + chunk_size]
-        coarse = _score_boxes(scorer, chunk, [grid] * len(chunk), reward)
-        near = [refine_boxes(grid[int(np.argmax(rewards))]) for rewards in coarse]
-        fine = _score_boxes(scorer, chunk, near, reward)
-        for query_id, neighbours, coarse_rewards, fine_rewards in zip(chunk, near, coarse, fine, strict=True):
+        boxes = [list(grid) for _ in chunk]
+        rewards = _score_boxes(scorer, chunk, boxes, reward)
+        for _ in range(search.num_refinements):
+            near = [
+                list(refine_boxes(tried[int(np.argmax(earned))])) for tried, earned in zip(boxes, rewards, strict=True)
+            ]
+            for row, earned in enumerate(_score_boxes(scorer, chunk, near, reward)):
+                boxes[row] += near[row]
+                rewards[row] += earned
+        for query_id, tried, earned in zip(chunk, boxes, rewards, strict=True):
             baseline = scorer.get_baseline(query_id).outcome
             full_reward = compute_reward(KeepFull(), baseline, None, reward).total
-            labels.append(
-                choose_label(
-                    query_id,
-                    [*grid, *neighbours],
-                    [*coarse_rewards, *fine_rewards],
-                    search.min_gain,
-                    full_reward,
-                )
-            )
+            labels.append(choose_label(query_id, tried, earned, search.min_gain, full_reward))
         advance(len(chunk))
     return labels
 

@@ -57,9 +57,10 @@ def test_studio_draws_from_the_studio_population_only(monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "build_entities", spy)
     studio._draw_chunk((1, 0, 1, 32))
     list(studio.iterate_texts(1, 2))
-    contrast._draw_view_chunk((1, 0, 1))
+    contrast._draw_view_chunk((1, 0, 1, 0.25))
     contrast._draw_gallery_chunk((1, 0, 1))
-    assert asked == ["studio"] * 4
+    contrast.write_studio_articles(1)
+    assert asked == ["studio"] * 5
 
 
 def test_a_scene_is_named_by_its_seed(drawn: tuple[list[studio.StudioScene], Any]) -> None:
@@ -171,7 +172,7 @@ def test_grounding_recipe_runs(drawn: tuple[list[studio.StudioScene], Any], toke
 
 def test_contrast_recipe_runs() -> None:
     entities = build_entities(1, _NUM_ENTITIES, "studio")
-    views_V, owners = contrast._draw_view_chunk((1, 0, 4))
+    views_V, owners = contrast._draw_view_chunk((1, 0, 4, 0.25))
     assert views_V.shape == (12, 3, tiny_clip.IMAGE_SIZE_PX, tiny_clip.IMAGE_SIZE_PX)
     gallery = np.zeros((_NUM_ENTITIES, 3, 3, tiny_clip.IMAGE_SIZE_PX, tiny_clip.IMAGE_SIZE_PX), dtype=np.uint8)
     gallery[:4] = contrast._draw_gallery_chunk((1, 0, 4))
@@ -180,10 +181,11 @@ def test_contrast_recipe_runs() -> None:
         views_V=views_V,
         entity_V=np.asarray(owners),
         gallery_EG=gallery,
-        texts_E=tuple(f"{entity.title}. {entity.article}" for entity in entities),
+        texts_E=contrast.write_studio_articles(1),
         group_E=np.asarray([names.index((entity.kind, entity.colour)) for entity in entities]),
+        looks_E=np.asarray([contrast._number_look(entity) for entity in entities]),
     )
-    processor = tiny_clip.build_processor(data.texts_E)
+    processor = tiny_clip.build_processor([text for texts in data.texts_E for text in texts])
     torch.manual_seed(0)
     model = tiny_clip.build_model(processor)
     before = model.state_dict()["visual_projection.weight"].clone()
@@ -196,8 +198,7 @@ def test_contrast_recipe_runs() -> None:
 
 
 def test_articles_fit_the_scorers_text_tower() -> None:
-    entities = build_entities(1, _NUM_ENTITIES, "studio")
-    texts = [f"{entity.title}. {entity.article}" for entity in entities]
+    texts = [text for articles in contrast.write_studio_articles(1) for text in articles]
     processor = tiny_clip.build_processor(texts)
     assert max(len(ids) for ids in processor.tokenizer(texts)["input_ids"]) <= tiny_clip.MAX_TOKENS
 
