@@ -266,7 +266,8 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             batch_size=self.args.per_device_train_batch_size,
             **{name: output[name] for name in _FORWARD_FIELDS if name in output},
         )
-        return (logps_BT * opening_BT).sum(1).exp()
+        p_opening_B: torch.Tensor = (logps_BT * opening_BT).sum(1).exp()
+        return p_opening_B
 
     def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
         """Return the code of the arm that a completion opens and the number of tokens that say so."""

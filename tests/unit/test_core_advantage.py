@@ -5,7 +5,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.advantage import FULL, MALFORMED, REGION, Advantages, compute_advantages, count_zero_signal
+from pipeline.core.advantage import (
+    FULL,
+    MALFORMED,
+    REGION,
+    Advantages,
+    compute_advantages,
+    count_zero_signal,
+    damp_decisions,
+)
 
 
 @st.composite
@@ -145,3 +153,21 @@ def test_group_of_equal_rewards_has_no_signal():
 def test_bad_inputs_are_refused(rewards, decisions, match):
     with pytest.raises(ValueError, match=match):
         compute_advantages(rewards, decisions, factorised=True)
+
+
+def test_damping_ends_the_pull_of_a_decided_policy_but_not_below_the_floor() -> None:
+    decisions = np.array([[REGION, FULL]])
+    advantage = np.array([[1.0, -1.0]])
+    undecided = damp_decisions(advantage, decisions, [[0.5, 0.5]], floor=0.1, anchor=0.0)
+    decided = damp_decisions(advantage, decisions, [[0.9, 0.1]], floor=0.1, anchor=0.0)
+    collapsed = damp_decisions(advantage, decisions, [[0.0, 1.0]], floor=0.1, anchor=0.0)
+    np.testing.assert_allclose(undecided, advantage)
+    np.testing.assert_allclose(decided, 0.36 * advantage)
+    np.testing.assert_allclose(collapsed, 0.1 * advantage)
+
+
+def test_the_anchor_pulls_both_arms_by_their_share_and_leaves_malformed_rows_alone() -> None:
+    decisions = np.array([[REGION, REGION, FULL, MALFORMED]])
+    p_opening = np.array([[0.6, 0.6, 0.3, 0.1]])
+    damped = damp_decisions(np.array([[0.0, 0.0, 0.0, -2.0]]), decisions, p_opening, floor=0.0, anchor=0.5)
+    np.testing.assert_allclose(damped, [[0.5 * 0.6, 0.5 * 0.6, 0.5 * 0.3 * 2.0, -2.0]])

@@ -95,7 +95,12 @@ class Training:
 
         def record(trainer: RGRPOTrainer, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             output = original(trainer, inputs)
-            batches.append(output | {"query_id": [row["query_id"] for row in inputs]})
+            watched = {
+                "query_id": [row["query_id"] for row in inputs],
+                "opening_mask": trainer._mask_openings(output["completion_ids"]),
+                "opening_code": trainer._codes_N,
+            }
+            batches.append(output | watched)
             return output
 
         def log(figures: Any, step: int) -> None:
