@@ -112,15 +112,18 @@ class RewardParams(_Section):
 class TrainParams(_Section):
     """r-GRPO (paper section 3): decision-balanced groups, factorised advantages, KL to the SFT policy."""
 
-    max_steps: PositiveInt = 100
+    max_steps: PositiveInt = 140
     queries_per_step: PositiveInt = 16
     group_size: Annotated[int, Field(ge=2)] = 8
     num_region: Annotated[int, Field(ge=0)] = Field(default=4, description="rows of a group forced to REGION")
     num_full: Annotated[int, Field(ge=0)] = Field(default=1, description="rows of a group forced to FULL")
     factorised: bool = Field(default=True, description="decision and box tokens carry advantages of their own")
-    decision_floor: Fraction = Field(default=0.1, description="least weight of a forced decision's advantage")
-    anchor: Annotated[float, Field(ge=0.0)] = Field(default=0.2, description="pull towards the two legal openings")
-    learning_rate: PositiveFloat = 1.5e-4
+    decision_saturation: PositiveFloat = Field(
+        default=0.25, description="decision advantage from which on it counts in full"
+    )
+    decision_floor: Fraction = Field(default=0.2, description="least weight of a forced decision's advantage")
+    anchor: Annotated[float, Field(ge=0.0)] = Field(default=0.5, description="pull towards the two legal openings")
+    learning_rate: PositiveFloat = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     beta: Annotated[float, Field(ge=0.0)] = Field(default=0.04, description="weight of the KL to the SFT policy")
     temperature: PositiveFloat = 1.0

@@ -79,6 +79,7 @@ def damp_decisions(
     decisions_BG: npt.ArrayLike,
     p_opening_BG: npt.ArrayLike,
     *,
+    saturation: float,
     floor: float,
     anchor: float,
 ) -> npt.NDArray[np.float64]:
@@ -87,21 +88,23 @@ def damp_decisions(
     Forced arms are drawn whatever the policy thinks, so their pull would never end and would drive the loser's
     probability down for ever. On the policy's own samples it is weighted by p (1 - p), which ends it:
 
-        a' = max(4 p (1 - p), floor) * a + anchor * w_arm * p
+        a' = max(4 p (1 - p), floor) * clip(a / saturation, -1, 1) + anchor * w_arm * p
 
-    The floor keeps a collapsed policy teachable. The second term is the gradient of log(p(REGION) + p(FULL)): it
+    The clip lets queries where a crop wins much and queries where it loses a little count alike: which arm is better is
+    all that a decision can say. The floor keeps a collapsed policy teachable. The last term is the gradient of log(p(REGION) + p(FULL)): it
     draws mass back that has leaked to openings that are neither.
 
     Args:
         decision_BG: (B, G) from `compute_advantages`, factorised.
         decisions_BG: (B, G) codes; a MALFORMED row is returned as it is.
         p_opening_BG: (B, G) probability of the row's opening under the policy, 0 to 1.
+        saturation: size of an advantage, above 0, from which on it counts in full.
         floor: least weight, 0 to 1.
-        anchor: weight of the second term, 0 or more.
+        anchor: weight of the last term, 0 or more.
     """
     decisions = np.asarray(decisions_BG)
     p_BG = np.asarray(p_opening_BG, dtype=np.float64)
-    damped = np.maximum(4.0 * p_BG * (1.0 - p_BG), floor) * decision_BG
+    damped = np.maximum(4.0 * p_BG * (1.0 - p_BG), floor) * np.clip(decision_BG / saturation, -1.0, 1.0)
     for arm in (REGION, FULL):
         members = decisions == arm
         num_B1 = np.maximum(members.sum(axis=1, keepdims=True), 1)

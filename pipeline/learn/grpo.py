@@ -242,6 +242,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 decision_BG,
                 codes_BG,
                 p_opening_BG,
+                saturation=self._params.decision_saturation,
                 floor=self._params.decision_floor,
                 anchor=self._params.anchor,
             )

@@ -80,12 +80,14 @@ def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
         workspace.policy_dir / "model.safetensors",
         workspace.rollouts_dir / "rollouts.parquet",
         *(workspace.evaluation_dir / name for name in ("results.parquet", "report.json", "report.html")),
-        *(workspace.evaluation_dir / "runs" / f"{method}.trec" for method in METHODS),
+        *(workspace.evaluation_dir / "runs" / f"{method}.trec" for method in ("full", "centre", "random", "oracle")),
         workspace.registration_path,
         *(workspace.metrics_path(stage) for stage in STAGES),
     ):
         assert path.is_file(), path
         assert path.stat().st_size > 0, path
+    # The run of a policy that only stammers is empty: a malformed answer ranks nothing.
+    assert {path.stem for path in (workspace.evaluation_dir / "runs").glob("*.trec")} == set(METHODS)
     assert not (workspace.checkpoints_dir / "train").exists()
     assert not [path for path in workspace.artifacts_dir.rglob("*") if "partial" in path.name]
 
