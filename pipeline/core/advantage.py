@@ -90,9 +90,9 @@ def damp_decisions(
 
         a' = max(4 p (1 - p), floor) * clip(a / saturation, -1, 1) + anchor * w_arm * p
 
-    The clip lets queries where a crop wins much and queries where it loses a little count alike: which arm is better is
-    all that a decision can say. The floor keeps a collapsed policy teachable. The last term is the gradient of log(p(REGION) + p(FULL)): it
-    draws mass back that has leaked to openings that are neither.
+    The clip lets queries where a crop wins much and queries where it loses a little count alike: which arm is better
+    is all that a decision can say. The floor keeps a collapsed policy teachable. The last term is the gradient of
+    log(p(REGION) + p(FULL)): it draws mass back that has leaked to openings that are neither.
 
     Args:
         decision_BG: (B, G) from `compute_advantages`, factorised.
