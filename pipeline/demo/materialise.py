@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from rich.progress import Progress
-
 from pipeline.demo.world import DocumentPlan, GalleryPlan, QueryPlan, World, draw_gallery_plan, draw_query
+from pipeline.progress import track
 
 _NUM_PROCESSES: Final = 2
 _CHUNK: Final = 32
@@ -78,10 +77,12 @@ def _save_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
 def _save_pictures(world: World, folder: Path) -> None:
     plans: list[GalleryPlan | QueryPlan] = [*(p for d in world.documents for p in d.gallery), *world.queries]
     jobs = [(folder, plans[start : start + _CHUNK]) for start in range(0, len(plans), _CHUNK)]
-    with multiprocessing.get_context("spawn").Pool(_NUM_PROCESSES) as pool, Progress() as progress:
-        task = progress.add_task("Drawing the demo world", total=len(plans))
+    with (
+        multiprocessing.get_context("spawn").Pool(_NUM_PROCESSES) as pool,
+        track("demo: pictures drawn", len(plans)) as advance,
+    ):
         for num_drawn in pool.imap_unordered(_save_chunk, jobs):
-            progress.advance(task, num_drawn)
+            advance(num_drawn)
 
 
 def _save_chunk(job: tuple[Path, list[GalleryPlan | QueryPlan]]) -> int:
