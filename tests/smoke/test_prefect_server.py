@@ -130,7 +130,7 @@ def test_the_nightly_cron_schedule_sleeps_until_switched_on_and_then_makes_runs(
     command = [*PREFECT, "deployment", "schedule", "resume", "region-r1/nightly", schedule["id"]]
     _check(command, CHECKOUT, server_env)
     _await(lambda: _scheduled_runs(server_env, deployment["id"]), 60, lambda: "no scheduled run: sqlalchemy pin?")
-    command[3] = "pause"
+    command[command.index("resume")] = "pause"
     _check(command, CHECKOUT, server_env)
 
 
