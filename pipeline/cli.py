@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,7 @@ from pipeline.workspace import Workspace
 JSON_METRICS: Final = (
     "mrr", "ndcg", "recall_at_1", "cond_recall_at_1", "rc_rate", "harm_rate", "malformed_rate", "headroom",
 )  # fmt: skip
+TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", "malformed_rate")
 # A world's stages need some training queries to run at all; nothing is trained on them.
 WORLD_NUM_TRAIN: Final = 64
 WORLD_NUM_VAL: Final = 8
@@ -210,19 +212,23 @@ def _print_results(workspace: Workspace, *, as_json: bool) -> None:
 
 
 def _build_table(report: Mapping[str, Any]) -> Table:
-    shown = [column for column in figures.COLUMNS if column.metric in JSON_METRICS]
+    """Return what fits 80 columns; the JSON and the report hold every figure with its interval."""
+    shown = [column for column in figures.COLUMNS if column.metric in TABLE_METRICS]
     sure = f"{100 * report['confidence']:g} %"
     title = f"{report['num_queries']} test queries, {report['num_with_positive']} with a positive in the pool"
-    table = Table(title=title, caption=f"second line: {sure} bootstrap interval", title_justify="left")
-    table.add_column("method")
+    table = Table(
+        title=title,
+        caption=f"in brackets: {sure} bootstrap interval",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("method", no_wrap=True)
     for column in shown:
         table.add_column(column.label, justify="right", no_wrap=True)
     for method, values in report["methods"].items():
-        cells = [
-            f"{figures.format_mean(values[column.metric], column.kind)}\n"
-            f"[dim]{figures.format_range(values[column.metric], column.kind)}[/dim]"
-            for column in shown
-        ]
+        cells = [figures.format_mean(values[column.metric], column.kind) for column in shown]
+        cells[0] += f" ({figures.format_range(values[shown[0].metric], shown[0].kind)})"
         table.add_row(figures.METHOD_LABELS[method], *cells, style="bold" if method == "rgrpo" else None)
     return table
 
