@@ -219,8 +219,8 @@ def _build_table(report: Mapping[str, Any]) -> Table:
         title=title,
         caption=f"in brackets: {sure} bootstrap interval",
         title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     table.add_column("method", no_wrap=True)
     for column in shown:
