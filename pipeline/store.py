@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError, StageError
 from pipeline.types import (
     Box,
+    CurvePoint,
     Document,
     Outcome,
     Pool,
@@ -278,6 +279,13 @@ _ROLLOUTS: _Table[Rollout] = _Table(
     from_row=lambda row: Rollout(**{**row, "box": _box_from_list(row["box"])}),
 )
 
+_CURVES: _Table[CurvePoint] = _Table(
+    stage="warmup and train",
+    schema=pa.schema([_int("step"), _text("metric"), _float("value")]),
+    to_row=_to_row,
+    from_row=lambda row: CurvePoint(**row),
+)
+
 _RESULTS: _Table[QueryResult] = _Table(
     stage="evaluate",
     schema=pa.schema(
@@ -383,6 +391,16 @@ def save_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
 def load_rollouts(path: Path) -> list[Rollout]:
     """Read rollouts/rollouts.parquet; raises StageError if train has not run."""
     return _ROLLOUTS.load(path)
+
+
+def save_curves(path: Path, points: Iterable[CurvePoint]) -> None:
+    """Write curves/STAGE.parquet."""
+    _CURVES.save(path, points)
+
+
+def load_curves(path: Path) -> list[CurvePoint]:
+    """Read curves/STAGE.parquet; raises StageError if the training has not run."""
+    return _CURVES.load(path)
 
 
 def save_results(path: Path, results: Iterable[QueryResult]) -> None:

@@ -169,6 +169,15 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """One figure of a training at one optimiser step, which counts from 1."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QueryResult:
     """One query under one method: the decision taken and how its view ranks the pool."""
 

@@ -54,6 +54,10 @@ class Workspace:
         """The policy after SFT."""
         return self.policies_dir / "sft"
 
+    def curve_path(self, stage: str) -> Path:
+        """Figures by step of the training that `stage` does: warmup or train."""
+        return self.artifacts_dir / "curves" / f"{stage}.parquet"
+
     # train
     @property
     def policy_dir(self) -> Path:

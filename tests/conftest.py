@@ -41,7 +41,7 @@ class SpokenLlava:
         self.logged: list[tuple[dict[str, float], int]] = []
         seed_everything(1)
         policy = load_policy(base_dir, PolicyParams(device="cpu"))
-        self.loss = train_sft(
+        self.curve = train_sft(
             policy,
             [SftExample(label, self.questions[label.query_id]) for label in self.labels],
             self.load_image,

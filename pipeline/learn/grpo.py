@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset
-from PIL import Image
 from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
@@ -43,9 +42,10 @@ from pipeline.core.completion import parse_completion
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.training_log import LogMetrics, TrainingLog
+from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
+from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
-from pipeline.types import Crop, Decision, KeepFull, Rollout
+from pipeline.types import Crop, CurvePoint, Decision, KeepFull, Rollout
 
 Arm = Literal["region", "full", "free"]
 
@@ -143,6 +143,19 @@ class GroupPlan:
         if row < self.num_region:
             return "region"
         return "full" if row < self.num_region + self.num_full else "free"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """What a training leaves beside the policy.
+
+    Attributes:
+        rollouts: every sampled completion, in the order sampled.
+        curve: figures by step.
+    """
+
+    rollouts: Sequence[Rollout]
+    curve: Sequence[CurvePoint]
 
 
 class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -343,8 +356,8 @@ def train_rgrpo(
     seed: int,
     log: LogMetrics,
     checkpoints_dir: Path,
-) -> list[Rollout]:
-    """Train the policy in place, from the last checkpoint if there is one, and return every rollout of this run.
+) -> TrainingRecord:
+    """Train the policy in place, from the last checkpoint if there is one.
 
     Args:
         policy: the SFT policy; its folder is also the reference of the KL term.
@@ -360,7 +373,7 @@ def train_rgrpo(
         {"query_id": query_id, "prompt": build_messages(question, policy.params)}
         for query_id, question in questions.items()
     ]
-    dataset = Dataset.from_list(rows).with_transform(_AttachImage(scorer.load_image))
+    dataset = Dataset.from_list(rows).with_transform(AttachImages(scorer.load_image))
     rollouts: list[Rollout] = []
     trainer = RGRPOTrainer(
         model=policy.model,
@@ -377,7 +390,7 @@ def train_rgrpo(
     with track("train: r-GRPO steps", params.max_steps) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
         trainer.train(resume_from_checkpoint=last)
-    return rollouts
+    return TrainingRecord(rollouts=rollouts, curve=collect_curve(trainer.state.log_history, _LOGGED))
 
 
 class _EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -424,13 +437,3 @@ def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:
     if name not in ("mm_token_type_ids", "token_type_ids"):
         return field
     return [[*row, *[0] * len(opening)] for row, opening in zip(field, forced, strict=True)]
-
-
-class _AttachImage:
-    """Adds each row's picture when the row is read, so that no picture waits in memory."""
-
-    def __init__(self, load_image: Callable[[str], Image.Image]) -> None:
-        self._load_image = load_image
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "image": [self._load_image(query_id) for query_id in batch["query_id"]]}

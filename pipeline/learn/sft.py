@@ -9,14 +9,16 @@ from typing import Any
 
 from datasets import Dataset
 from PIL import Image
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import WarmupParams
 from pipeline.core.completion import format_decision
 from pipeline.learn.policy import Policy, build_messages
-from pipeline.learn.training_log import LogMetrics, TrainingLog
+from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
+from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
-from pipeline.types import Crop, KeepFull, RegionLabel
+from pipeline.types import Crop, CurvePoint, KeepFull, RegionLabel
 
 _LOGGED = {
     "loss": "sft_loss",
@@ -42,8 +44,8 @@ def train_sft(
     seed: int,
     log: LogMetrics,
     scratch_dir: Path,
-) -> float:
-    """Train the policy in place and return the mean loss of the last tenth of the steps.
+) -> list[CurvePoint]:
+    """Train the policy in place and return loss, accuracy and rate by step.
 
     Args:
         policy: the base model.
@@ -55,7 +57,7 @@ def train_sft(
         scratch_dir: the Trainer's folder; nothing in it is kept.
     """
     rows = [_build_row(policy, example) for example in examples]
-    dataset = Dataset.from_list(rows).with_transform(_AttachImages(load_image))
+    dataset = Dataset.from_list(rows).with_transform(AttachImages(load_image))
     arguments = SFTConfig(
         output_dir=str(scratch_dir),
         num_train_epochs=params.epochs,
@@ -80,11 +82,9 @@ def train_sft(
     num_steps = -(-len(examples) // params.batch_size) * params.epochs
     with track("warmup: SFT steps", round(num_steps)) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
-        _silence_printing(trainer)
+        trainer.remove_callback(PrinterCallback)  # the progress line says what people need
         trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tail = losses[-max(1, len(losses) // 10) :]
-    return float(sum(tail) / len(tail))
+    return collect_curve(trainer.state.log_history, _LOGGED)
 
 
 def _build_row(policy: Policy, example: SftExample) -> dict[str, Any]:
@@ -96,20 +96,3 @@ def _build_row(policy: Policy, example: SftExample) -> dict[str, Any]:
         "prompt": build_messages(example.question, policy.params),
         "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
     }
-
-
-class _AttachImages:
-    """Adds each row's picture when the row is read, so that no picture waits in memory."""
-
-    def __init__(self, load_image: Callable[[str], Image.Image]) -> None:
-        self._load_image = load_image
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {**batch, "images": [[self._load_image(query_id)] for query_id in batch["query_id"]]}
-
-
-def _silence_printing(trainer: Any) -> None:
-    """Take away the callback that prints every log entry: the progress line says what people need."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.progress import Advance
+from pipeline.types import CurvePoint
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
@@ -31,6 +32,14 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
         """Count the step."""
         self._advance(1)
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Repeat what a resumed run had logged before it was cut off, so that its new record is whole."""
+        self._advance(state.global_step)
+        for point in collect_curve(state.log_history, self._names):
+            self._log({point.metric: point.value}, point.step)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -40,10 +49,27 @@ class TrainingLog(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Pass the figures on."""
-        figures = {
-            self._names[name]: float(value)
-            for name, value in (logs or {}).items()
-            if name in self._names and isinstance(value, int | float) and math.isfinite(value)
-        }
-        if figures:
+        if figures := _select_figures(logs or {}, self._names):
             self._log(figures, state.global_step)
+
+
+def collect_curve(log_history: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[CurvePoint]:
+    """Return the finite figures of a Trainer's whole log, those before a resume among them.
+
+    Args:
+        log_history: one mapping per log entry, with its `step`.
+        names: Trainer's name -> the name to keep it under; all others are dropped.
+    """
+    return [
+        CurvePoint(step=int(entry["step"]), metric=metric, value=value)
+        for entry in log_history
+        for metric, value in _select_figures(entry, names).items()
+    ]
+
+
+def _select_figures(logs: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    return {
+        names[name]: float(value)
+        for name, value in logs.items()
+        if name in names and isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from pipeline.learn.model_folder import compute_model_digest
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
-from pipeline.store import replace_dir, save_rollouts
+from pipeline.store import replace_dir, save_curves, save_rollouts
 from pipeline.tracking import StageRun
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
-    """Write `policy_dir` (the trained policy) and `rollouts_dir` (every completion and its reward).
+    """Write `policy_dir` (the trained policy), `rollouts_dir` (every completion and its reward) and the curve.
 
     A run that was cut off goes on from its last checkpoint, if parameters and SFT policy are still the same.
 
@@ -46,7 +47,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             f"{params.train.queries_per_step}; look at retrieve's recall, or lower it"
         )
     checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace.sft_dir)
-    rollouts = train_rgrpo(
+    record = train_rgrpo(
         policy,
         questions,
         scorer,
@@ -59,13 +60,14 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     with replace_dir(workspace.policy_dir) as folder:
         policy.save(folder)
     with replace_dir(workspace.rollouts_dir) as folder:
-        save_rollouts(folder / "rollouts.parquet", rollouts)
+        save_rollouts(folder / "rollouts.parquet", record.rollouts)
+    save_curves(workspace.curve_path("train"), record.curve)
     shutil.rmtree(checkpoints_dir.parent, ignore_errors=True)
     return {
         "num_train_queries": len(questions),
-        "num_rollouts": len(rollouts),
+        "num_rollouts": len(record.rollouts),
         "num_crops_scored": scorer.num_encoded,
-        **_summarise(rollouts),
+        **_summarise(record.rollouts),
     }
 
 
@@ -74,7 +76,7 @@ def _name_run(params: Params, sft_dir: Path) -> str:
     return hashlib.sha256(f"{params.sha256()}{compute_model_digest(sft_dir)}".encode()).hexdigest()[:16]
 
 
-def _summarise(rollouts: list[Rollout]) -> dict[str, float]:
+def _summarise(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return the mean reward of the first and of the last tenth of the steps."""
     if not rollouts:
         return {}

@@ -21,7 +21,7 @@ from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, train_sft
 from pipeline.progress import Advance, track
-from pipeline.store import replace_dir, save_labels
+from pipeline.store import replace_dir, save_curves, save_labels
 from pipeline.tracking import StageRun
 from pipeline.types import Box, Crop, KeepFull, Malformed, RegionLabel
 from pipeline.workspace import Workspace
@@ -33,7 +33,7 @@ _NUM_CHECKED = 200
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
-    """Write `labels_dir` (labels.parquet) and `sft_dir` (the policy after SFT).
+    """Write `labels_dir` (labels.parquet), `sft_dir` (the policy after SFT) and SFT's curve.
 
     Raises:
         StageError: an earlier stage has not run, or there are no training pools.
@@ -49,7 +49,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         save_labels(folder / "labels.parquet", labels)
     examples = [SftExample(label, scorer.queries[label.query_id].question) for label in labels]
     with tempfile.TemporaryDirectory() as scratch:
-        loss = train_sft(
+        curve = train_sft(
             policy,
             examples,
             scorer.load_image,
@@ -60,13 +60,15 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         )
     with replace_dir(workspace.sft_dir) as folder:
         policy.save(folder)
+    save_curves(workspace.curve_path("warmup"), curve)
+    losses = [point.value for point in curve if point.metric == "sft_loss"]
     crops = [label for label in labels if label.box is not None]
     return {
         "num_labels": len(labels),
         "label_region_rate": len(crops) / len(labels),
         "label_mean_gain": float(np.mean([label.gain for label in crops])) if crops else 0.0,
         "num_crops_scored": scorer.num_encoded,
-        "sft_final_loss": loss,
+        "sft_final_loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         **_measure_format(policy, scorer),
     }
 

@@ -19,8 +19,8 @@ OUTS = {
     "prepare": [WORKSPACE.tables_dir],
     "index": [WORKSPACE.index_dir],
     "retrieve": [WORKSPACE.pools_dir],
-    "warmup": [WORKSPACE.labels_dir, WORKSPACE.sft_dir],
-    "train": [WORKSPACE.policy_dir, WORKSPACE.rollouts_dir],
+    "warmup": [WORKSPACE.curve_path("warmup"), WORKSPACE.labels_dir, WORKSPACE.sft_dir],
+    "train": [WORKSPACE.curve_path("train"), WORKSPACE.policy_dir, WORKSPACE.rollouts_dir],
     "evaluate": [WORKSPACE.evaluation_dir],
     "register": [WORKSPACE.registration_path],
 }

@@ -89,7 +89,6 @@ class Training:
         self.params = params
         self.logged: dict[int, dict[str, float]] = {}
         self.batches: list[dict[str, Any]] = []
-        self.rollouts: list[Rollout] = []
         original = RGRPOTrainer._generate_and_score_completions
         batches = self.batches
 
@@ -111,7 +110,7 @@ class Training:
         seed_everything(3)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RGRPOTrainer, "_generate_and_score_completions", record)
-            self.rollouts = train_rgrpo(
+            record_of_run = train_rgrpo(
                 policy,
                 spoken.questions,
                 scorer,  # type: ignore[arg-type]
@@ -121,6 +120,8 @@ class Training:
                 log=log,
                 checkpoints_dir=folder,
             )
+        self.rollouts = list(record_of_run.rollouts)
+        self.curve = list(record_of_run.curve)
 
     def list_groups(self) -> list[list[Rollout]]:
         size = self.params.group_size

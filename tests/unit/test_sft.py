@@ -13,7 +13,12 @@ def test_loss_falls(spoken_llava: SpokenLlava) -> None:
     losses = [figures["sft_loss"] for figures, _ in spoken_llava.logged if "sft_loss" in figures]
     assert len(losses) == 120
     assert [step for figures, step in spoken_llava.logged if "sft_loss" in figures] == list(range(1, 121))
-    assert spoken_llava.loss < 0.1 * losses[0]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_curve_holds_what_was_logged(spoken_llava: SpokenLlava) -> None:
+    logged = [(step, name, value) for figures, step in spoken_llava.logged for name, value in figures.items()]
+    assert [(point.step, point.metric, point.value) for point in spoken_llava.curve] == logged
 
 
 def test_policy_speaks_the_labels(spoken_llava: SpokenLlava) -> None:

@@ -14,6 +14,7 @@ from pipeline import store
 from pipeline.errors import DataError, StageError
 from pipeline.types import (
     Box,
+    CurvePoint,
     Document,
     Outcome,
     Pool,
@@ -68,6 +69,7 @@ RECORDS = {
         Rollout(step=1, query_id="q1", arm="region", completion="x", decision="region", box=BOX, reward=-1.0),
         Rollout(step=2, query_id="q1", arm="full", completion="", decision="full", box=None, reward=1.0),
     ],
+    "curves": [CurvePoint(step=1, metric="reward", value=0.5), CurvePoint(step=2, metric="kl", value=0.0)],
     "results": [
         QueryResult(
             query_id="q1",
@@ -114,6 +116,7 @@ def test_empty_tables_survive_the_disk(name, tmp_path: Path):
         ("outcomes", "retrieve"),
         ("labels", "warmup"),
         ("rollouts", "train"),
+        ("curves", "warmup and train"),
         ("results", "evaluate"),
     ],
 )
