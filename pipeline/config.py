@@ -54,6 +54,14 @@ class RetrieveParams(_Section):
     pool_size: Annotated[int, Field(ge=2)] = Field(default=20, description="K of the paper")
 
 
+class LoraParams(_Section):
+    """A low-rank adapter on all linear layers (the paper's numbers)."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+
+
 class PolicyParams(_Section):
     """The vision-language model that decides."""
 
@@ -64,6 +72,7 @@ class PolicyParams(_Section):
     batch_size: PositiveInt = Field(default=64, description="queries decoded together at inference")
     max_new_tokens: PositiveInt = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora: LoraParams | None = Field(default=None, description="train an adapter; without it all weights are trained")
 
 
 class SearchParams(_Section):

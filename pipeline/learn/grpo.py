@@ -4,10 +4,11 @@ Departures from TRL's trainer (docs/method.md gives their numbers and measuremen
 - Some rows of every group are made to open with REGION, some with FULL; the rest are left free, so that a policy
   that has collapsed to one decision still sees what the other one earns, and malformed openings are still punished.
 - Decision tokens and box tokens carry advantages of their own, (B, T) instead of (B,).
-- A forced decision is weighted as the policy's own sampling would weigh it (`damp_decisions`), for which one more
-  forward pass reads p(REGION) and p(FULL).
-- A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), and a resumed run goes
-  on with the order of its own epoch (TRL's starts again with the first one's).
+- A forced decision is weighted as the policy's own sampling would weigh it (`damp_decisions`), for which one short
+  forward pass a query reads p(REGION) and p(FULL).
+- A picture goes through the vision tower once, not once for each row of its group (`shared_pictures.py`).
+- A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), one that was cut off does
+  not count, and a resumed run goes on with the order of its own epoch (TRL's starts again with the first one's).
 
 Shapes: B rows of this process, N rows of all processes, G rows of a group, T tokens of a completion.
 """
@@ -23,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -40,20 +41,20 @@ from pipeline.core.advantage import (
 )
 from pipeline.core.completion import parse_completion
 from pipeline.core.reward import Reward, compute_reward
+from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.shared_pictures import share_pictures
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
+from pipeline.store import load_rollouts, save_rollouts
 from pipeline.types import Crop, CurvePoint, Decision, KeepFull, Rollout
 
 Arm = Literal["region", "full", "free"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-_FORWARD_FIELDS: Final = ("pixel_values", "image_grid_thw", "num_images", "image_sizes", "mm_token_type_ids")
-"""What a forward pass needs beside tokens, for the families in `families.py`."""
 
 _LOGGED: Final = {
     "reward": "reward",
@@ -165,7 +166,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         plan: how each group is made up; no forced rows gives TRL's own sampling.
         params: how advantages are made.
         policy: gives the tokens that open each arm.
-        keep_rollout: receives every sampled completion.
+        rollouts: receives every sampled completion, those before a resume among them.
         keywords: TRL's own.
     """
 
@@ -176,7 +177,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         params: TrainParams,
         policy: Policy,
         reward: PolicyReward,
-        keep_rollout: Callable[[Rollout], None],
+        rollouts: list[Rollout],
         **keywords: Any,
     ) -> None:
         super().__init__(reward_funcs=[reward], processing_class=policy.processor, **keywords)
@@ -188,7 +189,11 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             "free": [],
         }
         self._reward = reward
-        self._keep_rollout = keep_rollout
+        self._rollouts = rollouts
+        self._rollouts_name = f"rollouts-{self.accelerator.process_index}.parquet"
+        for scored in (self.model, self.ref_model):
+            if scored is not None:
+                share_pictures(scored)
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -242,7 +247,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not self.model.training:
             return output
         opening_BT = self._mask_openings(output["completion_ids"])
-        p_opening_N = self.accelerator.gather(self._compute_p_opening(output, opening_BT))
+        p_opening_N = self.accelerator.gather(self._compute_p_opening(output))
         shape = (-1, self.num_generations)
         codes_BG = self._codes_N.view(shape).cpu().numpy()
         advantages = compute_advantages(
@@ -270,18 +275,28 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return output
 
     @torch.no_grad()
-    def _compute_p_opening(self, output: dict[str, Any], opening_BT: torch.Tensor) -> torch.Tensor:
-        """Return the probability of each row's opening under the policy that is being trained, (B,)."""
-        logps_BT, _, _ = self._get_per_token_logps_and_entropies(
+    def _compute_p_opening(self, output: dict[str, Any]) -> torch.Tensor:
+        """Return the probability of each row's opening under the policy that is being trained, (B,).
+
+        Rows of a group share prompt and picture, so one row of each arm speaks for all of the arm, and only its
+        opening is read. (Malformed rows open in several ways, of which one is read; nothing uses their value.)
+        """
+        codes_B = [self._read_opening(ids)[0] for ids in output["completion_ids"].tolist()]
+        arms_B = [(row // self.num_generations, code) for row, code in enumerate(codes_B)]
+        rows_R = [arms_B.index(arm) for arm in dict.fromkeys(arms_B)]
+        num_tokens = max(len(opening) for opening in self._openings.values())
+        completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
+        logps_RT, _, _ = self._get_per_token_logps_and_entropies(
             self.model,
-            torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-            torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-            output["completion_ids"].shape[1],
-            batch_size=self.args.per_device_train_batch_size,
-            **{name: output[name] for name in _FORWARD_FIELDS if name in output},
+            torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
+            torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
+            completion_ids_RT.shape[1],
+            **_select_pictures(output, rows_R),
         )
-        p_opening_B: torch.Tensor = (logps_BT * opening_BT).sum(1).exp()
-        return p_opening_B
+        p_R = (logps_RT * self._mask_openings(completion_ids_RT)).sum(1).exp()
+        position = {arms_B[row]: place for place, row in enumerate(rows_R)}
+        p_B: torch.Tensor = p_R[[position[arm] for arm in arms_B]]
+        return p_B
 
     def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
         """Return the code of the arm that a completion opens and the number of tokens that say so."""
@@ -319,7 +334,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         names: dict[type[Decision], Literal["region", "full"]] = {Crop: "region", KeepFull: "full"}
         for row, (example, ids) in enumerate(zip(inputs, completion_ids, strict=True)):
             text, decision = self._reward.parse(ids)
-            self._keep_rollout(
+            self._rollouts.append(
                 Rollout(
                     step=self.state.global_step,
                     query_id=example["query_id"],
@@ -339,7 +354,19 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             plain.data_source, plain.mini_repeat_count, plain.batch_size, plain.repeat_count, plain.shuffle, plain.seed
         )
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        save_rollouts(folder / self._rollouts_name, self._rollouts)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            seal_checkpoint(folder)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._rollouts[:] = load_rollouts(Path(resume_from_checkpoint) / self._rollouts_name)
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         # TRL hands the weights' own names to the model in memory, where none of them fits, and only warns.
         target = self.model if model is None else model
         restored = type(target).from_pretrained(resume_from_checkpoint, local_files_only=True, dtype=target.dtype)
@@ -369,6 +396,7 @@ def train_rgrpo(
         log: receives figures and step.
         checkpoints_dir: where checkpoints go and are looked for.
     """
+    policy.prepare_training()
     rows = [
         {"query_id": query_id, "prompt": build_messages(question, policy.params)}
         for query_id, question in questions.items()
@@ -383,13 +411,13 @@ def train_rgrpo(
         reward=PolicyReward(scorer, policy, reward),
         plan=GroupPlan(params.group_size, params.num_region, params.num_full),
         params=params,
-        keep_rollout=rollouts.append,
+        rollouts=rollouts,
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints_dir)) if checkpoints_dir.is_dir() else None
+    last = find_checkpoint(checkpoints_dir)
     with track("train: r-GRPO steps", params.max_steps) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return TrainingRecord(rollouts=rollouts, curve=collect_curve(trainer.state.log_history, _LOGGED))
 
 
@@ -430,6 +458,11 @@ def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_di
         seed=seed,
         data_seed=seed,
     )
+
+
+def _select_pictures(output: Mapping[str, Any], rows_R: Sequence[int]) -> dict[str, Any]:
+    """Return what a forward pass over some rows needs beside tokens; each row has one picture."""
+    return {"pixel_values": output["pixel_values"][rows_R], "num_images": [1] * len(rows_R)}
 
 
 def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -20,8 +21,9 @@ from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, parse_completion
 from pipeline.core.prompts import build_prompt
 from pipeline.errors import ModelError
+from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
 from pipeline.learn.families import read_frame
-from pipeline.learn.model_folder import check_model_folder, resolve_model_path
+from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 from pipeline.progress import Advance
 from pipeline.types import Decision
 
@@ -29,6 +31,8 @@ Untyped = Any
 """A class of transformers, whose attributes depend on the model."""
 
 Message = dict[str, Any]
+
+_LOADING_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,15 @@ class Policy:
     Args:
         model: any `AutoModelForImageTextToText`.
         processor: its processor, padding on the left.
-        params: prompt style, batch size, answer length.
+        params: prompt style, batch size, answer length, adapter.
+        base_digest: names the folder of the model without any adapter.
     """
 
-    def __init__(self, model: Untyped, processor: Untyped, params: PolicyParams) -> None:
+    def __init__(self, model: Untyped, processor: Untyped, params: PolicyParams, base_digest: str) -> None:
         self.model = model
         self.processor = processor
         self.params = params
+        self.base_digest: Final = base_digest
         self.frame: Final[Frame] = read_frame(model.config)
         self.region_ids: Final = self._encode(REGION_OPENING)
         self.full_ids: Final = self._encode(FULL_ANSWER)
@@ -87,10 +93,24 @@ class Policy:
                 advance(min(stop, len(images)) - start)
         return answers
 
+    def prepare_training(self) -> None:
+        """Put a fresh adapter on the model if `policy.lora` asks for one and it has none yet."""
+        if self.params.lora is not None and not isinstance(self.model, PeftModel):
+            self.model = attach_adapter(self.model, self.params.lora)
+
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors), configuration and processor to a folder."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        """Write processor and weights (safetensors) to a folder: the adapter's where there is one, else all."""
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, folder, self.base_digest)
+        else:
+            self.model.save_pretrained(folder, safe_serialization=True)
         self.processor.save_pretrained(folder)
+
+    def save_merged(self, folder: Path) -> None:
+        """Write a folder that stands alone: an adapter is merged into its base first, for good."""
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
+        self.save(folder)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -130,20 +150,34 @@ def build_messages(question: str, params: PolicyParams) -> list[Message]:
 
 
 def load_policy(path: str | Path, params: PolicyParams) -> Policy:
-    """Open a policy from a local folder of safetensors.
+    """Open a policy from a local folder of safetensors: a whole model, or an adapter on the base `params.path`.
 
     Args:
         path: a folder, or builtin:NAME.
         params: how to prompt and decode.
 
     Raises:
-        ModelError: no such folder, weights in an unsafe format, an unknown family, or a broken file.
+        ModelError: no such folder, weights in an unsafe format, an unknown family, a broken file, or an adapter of
+            another base.
     """
     folder = resolve_model_path(path)
-    check_model_folder(folder)
+    base_dir = resolve_model_path(params.path) if has_adapter(folder) else folder
+    check_model_folder(base_dir)
+    base_digest = compute_model_digest(base_dir)
+    model = _load_model(base_dir)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        if has_adapter(folder):
+            model = load_adapter(model, folder, base_digest)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    processor.tokenizer.padding_side = "left"
+    return Policy(model.to(choose_device(params.device)), processor, params, base_digest)
+
+
+def _load_model(folder: Path) -> Untyped:
     try:
         read_frame(AutoConfig.from_pretrained(folder, local_files_only=True))
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             local_files_only=True,
@@ -151,12 +185,11 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     if report["missing_keys"]:
         raise ModelError(f"{folder}: the weights lack {len(report['missing_keys'])} of the model's tensors")
-    processor.tokenizer.padding_side = "left"
-    return Policy(model.to(choose_device(params.device)), processor, params)
+    return model
 
 
 def choose_device(wanted: str) -> torch.device:

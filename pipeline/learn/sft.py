@@ -56,6 +56,7 @@ def train_sft(
         log: receives figures and step.
         scratch_dir: the Trainer's folder; nothing in it is kept.
     """
+    policy.prepare_training()
     rows = [_build_row(policy, example) for example in examples]
     dataset = Dataset.from_list(rows).with_transform(AttachImages(load_image))
     arguments = SFTConfig(

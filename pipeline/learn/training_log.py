@@ -60,11 +60,12 @@ def collect_curve(log_history: Iterable[Mapping[str, Any]], names: Mapping[str, 
         log_history: one mapping per log entry, with its `step`.
         names: Trainer's name -> the name to keep it under; all others are dropped.
     """
-    return [
+    points = [
         CurvePoint(step=int(entry["step"]), metric=metric, value=value)
         for entry in log_history
         for metric, value in _select_figures(entry, names).items()
     ]
+    return sorted(points, key=lambda point: (point.step, point.metric))  # a checkpoint's log has another order
 
 
 def _select_figures(logs: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:

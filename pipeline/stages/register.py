@@ -7,7 +7,9 @@ above 0. Without a champion the full image is what it must beat.
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
+import io
 import logging
 import tempfile
 import warnings
@@ -19,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import yaml
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 import pipeline
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
+from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import resolve_model_path
+from pipeline.learn.policy import load_policy
 from pipeline.store import load_pools, load_results, read_json, write_json
 from pipeline.tracking import StageRun
 from pipeline.types import Pool, QueryResult
@@ -42,7 +47,7 @@ GATE_METRIC = "cond_recall_at_1"
 METHOD = "rgrpo"
 _RESULTS_FOLDER = "registration"
 _REQUIREMENTS = (
-    "mlflow", "torch", "transformers", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
+    "mlflow", "torch", "transformers", "peft", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
     "pydantic", "pyyaml", "rich",
 )  # fmt: skip
 _TAGGED_METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "headroom")
@@ -152,7 +157,7 @@ def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
         params_path.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
         artifacts = {
             "params": params_path,
-            "policy": workspace.policy_dir,
+            "policy": _find_whole_policy(params, workspace, Path(folder) / "policy"),
             "scorer": resolve_model_path(params.scorer.path),
             "index": workspace.index_dir,
         }
@@ -169,6 +174,14 @@ def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
             input_example=example,
         )
         return info
+
+
+def _find_whole_policy(params: Params, workspace: Workspace, merged_dir: Path) -> Path:
+    """Return a policy folder that stands alone: the trained one, or `merged_dir` where that is only an adapter."""
+    if not has_adapter(workspace.policy_dir):
+        return workspace.policy_dir
+    load_policy(workspace.policy_dir, params.policy).save_merged(merged_dir)
+    return merged_dir
 
 
 def _describe_interface() -> tuple[ModelSignature, Any]:
@@ -193,8 +206,14 @@ def _describe_interface() -> tuple[ModelSignature, Any]:
             ColSpec(numbers, "scores"),
         ]
     )
-    example = pd.DataFrame([{"image": "photo.jpg", "question": "Which bridge is this?"}])
+    example = pd.DataFrame([{"image": _encode_grey_png(), "question": "Which bridge is this?"}])
     return ModelSignature(inputs=inputs, outputs=outputs), example
+
+
+def _encode_grey_png() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _create_version(

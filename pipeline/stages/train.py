@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -21,11 +23,16 @@ from pipeline.tracking import StageRun
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
 
+_SECTIONS: Final = {"seed", "scorer", "policy", "reward", "train"}
+_CODE: Final = ("core", "learn")
+_PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
+
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Write `policy_dir` (the trained policy), `rollouts_dir` (every completion and its reward) and the curve.
 
-    A run that was cut off goes on from its last checkpoint, if parameters and SFT policy are still the same.
+    A run that was cut off goes on from its last whole checkpoint, if parameters, pools, SFT policy and code are the
+    same as then.
 
     Raises:
         StageError: an earlier stage has not run, or there are fewer training pools than a step takes.
@@ -46,7 +53,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             f"{len(questions)} training queries have a pool with a positive, train.queries_per_step is "
             f"{params.train.queries_per_step}; look at retrieve's recall, or lower it"
         )
-    checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace.sft_dir)
+    checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace)
     record = train_rgrpo(
         policy,
         questions,
@@ -71,9 +78,15 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     }
 
 
-def _name_run(params: Params, sft_dir: Path) -> str:
-    """Return a name that changes with anything that a checkpoint depends on."""
-    return hashlib.sha256(f"{params.sha256()}{compute_model_digest(sft_dir)}".encode()).hexdigest()[:16]
+def _name_run(params: Params, workspace: Workspace) -> str:
+    """Return a name that changes with anything that a checkpoint depends on: parameters, inputs and code."""
+    digest = hashlib.sha256(json.dumps(params.model_dump(mode="json", include=_SECTIONS), sort_keys=True).encode())
+    digest.update(compute_model_digest(workspace.sft_dir).encode())
+    inputs = sorted(entry for entry in workspace.pools_dir.iterdir() if entry.is_file())
+    code = sorted(file for package in _CODE for file in (_PACKAGE_DIR / package).glob("*.py"))
+    for file in (*inputs, *code):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _summarise(rollouts: Sequence[Rollout]) -> dict[str, float]:

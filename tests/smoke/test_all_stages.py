@@ -44,27 +44,33 @@ _PARAMS = {
 class FinishedRun:
     """The checkout after all stages, and what each of them returned."""
 
-    def __init__(self, root: Path, scorer_dir: Path, policy_dir: Path) -> None:
+    def __init__(self, root: Path, scorer_dir: Path, policy_dir: Path, lora: dict[str, Any] | None) -> None:
         self.root = root
+        self.weights = "adapter_model.safetensors" if lora else "model.safetensors"
         self.workspace = Workspace.at(root)
         world = build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=12)
         materialise(world, self.workspace.data_dir)
         sections: dict[str, Any] = {
             **_PARAMS,
             "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},  # type: ignore[dict-item]
-            "policy": {**_PARAMS["policy"], "path": str(policy_dir)},  # type: ignore[dict-item]
+            "policy": {**_PARAMS["policy"], "path": str(policy_dir), "lora": lora},  # type: ignore[dict-item]
         }
         params_path = root / "params.yaml"
         params_path.write_text(yaml.safe_dump(sections))
         self.figures = {stage: run_stage(stage, params_path, root) for stage in STAGES}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_clip_dir: Path, tiny_llava_dir: Path) -> FinishedRun:
+@pytest.fixture(scope="module", params=[None, {"rank": 2}], ids=["full", "lora"])
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_clip_dir: Path,
+    tiny_llava_dir: Path,
+    request: pytest.FixtureRequest,
+) -> FinishedRun:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("REGION_R1_PARENT_RUN_ID", raising=False)
-        return FinishedRun(tmp_path_factory.mktemp("checkout"), tiny_clip_dir, tiny_llava_dir)
+        return FinishedRun(tmp_path_factory.mktemp("checkout"), tiny_clip_dir, tiny_llava_dir, request.param)
 
 
 def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
@@ -76,8 +82,8 @@ def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
         workspace.pools_dir / "pools.parquet",
         workspace.pools_dir / "baseline.parquet",
         workspace.labels_dir / "labels.parquet",
-        workspace.sft_dir / "model.safetensors",
-        workspace.policy_dir / "model.safetensors",
+        workspace.sft_dir / finished.weights,
+        workspace.policy_dir / finished.weights,
         workspace.rollouts_dir / "rollouts.parquet",
         *(workspace.evaluation_dir / name for name in ("results.parquet", "report.json", "report.html")),
         *(workspace.evaluation_dir / "runs" / f"{method}.trec" for method in ("full", "centre", "random", "oracle")),

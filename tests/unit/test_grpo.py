@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import PolicyParams, RewardParams, TrainParams
+from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING
 from pipeline.demo.tiny_llava import ASSISTANT
@@ -45,8 +45,8 @@ def _params(**changes: object) -> TrainParams:
     return TrainParams.model_validate(settings | changes)
 
 
-def _load(spoken: SpokenLlava) -> Policy:
-    return load_policy(spoken.folder, PolicyParams(max_new_tokens=9, device="cpu"))
+def _load(spoken: SpokenLlava, lora: LoraParams | None = None) -> Policy:
+    return load_policy(spoken.folder, PolicyParams(max_new_tokens=9, device="cpu", lora=lora))
 
 
 def _collapse(policy: Policy, onto_id: int, from_id: int, bias: float) -> None:
@@ -132,6 +132,12 @@ def _ask_p_region(policy: Policy, spoken: SpokenLlava) -> float:
     images = [spoken.load_image(query_id) for query_id in spoken.questions]
     answers = policy.decide(images, list(spoken.questions.values()))
     return float(np.mean([answer.p_region for answer in answers]))
+
+
+def _check_same_weights(a: Policy, b: Policy) -> None:
+    wanted, got = a.model.state_dict(), b.model.state_dict()
+    assert wanted.keys() == got.keys()
+    assert [name for name in wanted if not torch.equal(wanted[name], got[name])] == []
 
 
 def _margin_of(box: Box) -> Outcome:
@@ -300,20 +306,61 @@ def test_balanced_groups_recover_from_collapse_and_stock_groups_do_not(
 # -- resume -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+_LORA = LoraParams(rank=2, alpha=4, dropout=0.1)
+
+
+@pytest.mark.parametrize("lora", [None, _LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(("save_steps", "updates_per_generation"), [(3, 1), (4, 2)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    spoken_llava: SpokenLlava, tmp_path: Path, lora: LoraParams | None, save_steps: int, updates_per_generation: int
+) -> None:
     scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
-    # An epoch is two steps long; the run is killed in its second one.
-    params = _params(max_steps=5, save_steps=3, beta=0.02, queries_per_step=4, group_size=4, num_region=1, num_full=1)
+    # An epoch is two generations long; the run is killed in its second one or later.
+    params = _params(
+        max_steps=save_steps + 2,
+        save_steps=save_steps,
+        updates_per_generation=updates_per_generation,
+        beta=0.02,
+        queries_per_step=4,
+        group_size=4,
+        num_region=1,
+        num_full=1,
+    )
+    whole = Training(_load(spoken_llava, lora), spoken_llava, scorer, params, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        cut = _load(spoken_llava, lora)
+        Training(cut, spoken_llava, scorer, params, tmp_path / "cut", die_at=save_steps + 1)
+    assert (tmp_path / "cut" / f"checkpoint-{save_steps}").is_dir()
+    resumed = Training(_load(spoken_llava, lora), spoken_llava, scorer, params, tmp_path / "cut")
+    assert whole.rollouts == resumed.rollouts
+    assert [p for p in whole.curve if p.metric != "step_seconds"] == [
+        p for p in resumed.curve if p.metric != "step_seconds"
+    ]
+    assert {p.step for p in resumed.curve} == set(range(1, params.max_steps + 1))
+    _check_same_weights(whole.policy, resumed.policy)
+    start, got = _load(spoken_llava).model.state_dict(), resumed.policy.model.state_dict()
+    if lora is None:
+        assert any(not torch.equal(start[name], got[name]) for name in start)
+    else:  # an adapter starts as no change: its second factor is 0
+        assert any(got[name].any() for name in got if "lora_B.default" in name)
+
+
+def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(
+    spoken_llava: SpokenLlava, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
+    params = _params(max_steps=4, save_steps=1, queries_per_step=4, group_size=4, num_region=1, num_full=1)
     whole = Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "cut", die_at=4)
-    assert (tmp_path / "cut" / "checkpoint-3").is_dir()
+    weights = tmp_path / "cut" / "checkpoint-3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     resumed = Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path / "cut")
-    assert [r for r in whole.rollouts if r.step >= 3] == resumed.rollouts
-    start = _load(spoken_llava).model.state_dict()
-    wanted, got = whole.policy.model.state_dict(), resumed.policy.model.state_dict()
-    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    assert not all(torch.equal(wanted[name], start[name]) for name in wanted)
+    assert "checkpoint-3 was cut off" in caplog.text
+    assert min(resumed.logged) == 1  # what the first two steps logged is told again
+    assert len(resumed.batches) == 2
+    assert whole.rollouts == resumed.rollouts
+    _check_same_weights(whole.policy, resumed.policy)
 
 
 # -- the reward -------------------------------------------------------------------------------------------------
