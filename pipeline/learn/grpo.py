@@ -15,6 +15,7 @@ Shapes: B rows of this process, N rows of all processes, G rows of a group, T to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
 from pipeline.store import load_rollouts, save_rollouts
 from pipeline.types import Crop, CurvePoint, Decision, KeepFull, Rollout
+
+logger = logging.getLogger(__name__)
 
 Arm = Literal["region", "full", "free"]
 
@@ -415,6 +418,8 @@ def train_rgrpo(
     )
     trainer.remove_callback(PrinterCallback)
     last = find_checkpoint(checkpoints_dir)
+    if last is not None:
+        logger.info("train: goes on from %s", last.name)
     with track("train: r-GRPO steps", params.max_steps) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))

@@ -1,0 +1,131 @@
+"""SIGKILL in the middle of every stage, then `dvc repro`: it completes, and ends where an uninterrupted run ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.environment import child_environment
+from pipeline.config import Params
+from pipeline.demo.materialise import materialise
+from pipeline.demo.world import build_world
+from pipeline.stages import STAGES
+
+pytestmark = [pytest.mark.smoke, pytest.mark.timeout(900)]
+CHECKOUT = Path(__file__).resolve().parents[2]
+DVC = str(Path(sys.executable).with_name("dvc"))
+SEED = 20
+_PARAMS: dict[str, Any] = {
+    "seed": 3,
+    "scorer": {"batch_size": 64, "device": "cpu"},
+    "retrieve": {"pool_size": 6},
+    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
+    "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
+    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
+    "train": {
+        "max_steps": 12,
+        "queries_per_step": 2,
+        "group_size": 4,
+        "num_region": 1,
+        "num_full": 1,
+        "warmup_steps": 0,
+        "save_steps": 2,
+    },
+    "evaluate": {"num_resamples": 100},
+}
+
+
+class Checkout:
+    """A small checkout of its own, and `dvc repro` in it."""
+
+    def __init__(self, root: Path, scorer_dir: Path, policy_dir: Path) -> None:
+        self.root = root
+        root.mkdir()
+        for name in ("dvc.yaml", ".dvcignore"):
+            shutil.copy(CHECKOUT / name, root / name)
+        shutil.copytree(CHECKOUT / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        materialise(build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=12), root / "data")
+        sections = _PARAMS | {
+            "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},
+            "policy": {**_PARAMS["policy"], "path": str(policy_dir)},
+        }
+        params = Params.model_validate(sections).model_dump(mode="json", by_alias=True)
+        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        self._env = child_environment(OMP_NUM_THREADS="1")
+        for name in ("MLFLOW_TRACKING_URI", "REGION_R1_PARENT_RUN_ID"):
+            self._env.pop(name, None)
+        for command in (["init", "-q", "--no-scm"], ["add", "-q", "data"]):
+            subprocess.run([DVC, *command], cwd=root, env=self._env, check=True)
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start `dvc repro` as the leader of a group that can be killed whole; its log lies in repro.log."""
+        with (self.root / "repro.log").open("w") as log:
+            return subprocess.Popen(
+                [DVC, "repro"], cwd=self.root, env=self._env, stdout=log, stderr=log, text=True, start_new_session=True
+            )
+
+    def read_log(self) -> str:
+        return (self.root / "repro.log").read_text()
+
+    def finish(self) -> str:
+        """Run `dvc repro` to its end and return what it said."""
+        assert self.start().wait() == 0, self.read_log()
+        return self.read_log()
+
+    def kill_in(self, stage: str, delay_s: float) -> None:
+        """Start `dvc repro` and kill it, with the stage that it runs, some time after that stage has begun."""
+        process = self.start()
+        _await(lambda: f"{stage}: starts" in self.read_log(), process, self.read_log)
+        if stage == "train":  # so that there is something to go on from
+            _await(lambda: bool(list(self.root.glob("artifacts/checkpoints/**/seal.json"))), process, self.read_log)
+        time.sleep(delay_s)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def read_hashes(self) -> dict[str, str]:
+        """Return the hash of every output that is a function of its inputs alone."""
+        stages = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
+        outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+        timed = ("artifacts/curves", "artifacts/metrics", "artifacts/evaluation", "artifacts/registration")
+        return {path: md5 for path, md5 in outs.items() if not path.startswith(timed)}
+
+
+def _await(is_so: Callable[[], bool], process: subprocess.Popen[str], explain: Callable[[], str]) -> None:
+    while not is_so():
+        assert process.poll() is None, explain()
+        time.sleep(0.02)
+
+
+def test_killed_stages_end_as_if_nothing_had_been(tmp_path: Path, tiny_clip_dir: Path, tiny_llava_dir: Path) -> None:
+    whole = Checkout(tmp_path / "whole", tiny_clip_dir, tiny_llava_dir)
+    log = whole.finish()
+    assert [stage for stage in STAGES if f"{stage}: done" not in log] == []
+
+    cut = Checkout(tmp_path / "cut", tiny_clip_dir, tiny_llava_dir)
+    delays = random.Random(SEED)
+    for stage in STAGES:
+        cut.kill_in(stage, delay_s=delays.uniform(0.0, 1.5))
+        if stage == "train":
+            weights = max(cut.root.glob("artifacts/checkpoints/**/model.safetensors"), key=_step_of)
+            if _step_of(weights) > 2:  # cut the newest in half too; the one before it must serve
+                weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    log = cut.finish()
+    assert "register: done" in log
+    assert cut.read_hashes() == whole.read_hashes()
+    assert "artifacts/policy" in cut.read_hashes()
+    assert not [path for path in (cut.root / "artifacts").rglob("*") if "partial" in path.name]
+
+
+def _step_of(weights: Path) -> int:
+    return int(weights.parent.name.removeprefix("checkpoint-"))
