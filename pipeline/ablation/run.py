@@ -111,8 +111,7 @@ def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> di
         save_results(out / "results.parquet", [*full_rows, *rows])
         for seed, curve in curves.items():
             save_curves(out / f"curve-{seed}.parquet", curve)
-    for done in (workspace.checkpoints_dir / "ablation").glob(f"*/{arm.name}"):
-        shutil.rmtree(done, ignore_errors=True)
+    _remove_checkpoints(workspace.checkpoints_dir / "ablation", arm.name)
     return {name: sum(values[name] for values in figures.values()) / len(figures) for name in METRICS}
 
 
@@ -172,6 +171,14 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
         save_curves(folder / "curve.parquet", record.curve)
     shutil.rmtree(training_dir, ignore_errors=True)
     logger.info("%s: done", name)
+
+
+def _remove_checkpoints(folder: Path, arm_name: str) -> None:
+    """Remove what an arm left for its resume, under parameters of earlier runs too."""
+    for done in folder.glob(f"*/{arm_name}"):
+        shutil.rmtree(done, ignore_errors=True)
+        if not any(done.parent.iterdir()):
+            done.parent.rmdir()
 
 
 def _record(child: StageRun, curve: Sequence[CurvePoint], figures: Mapping[str, float]) -> None:
