@@ -1,4 +1,4 @@
-"""`region-r1 run`: the flow in a process tree of its own that ends as a whole.
+"""`region-r1 run` and `region-r1 ablate`: a flow in a process tree of its own that ends as a whole.
 
 The flow on the ephemeral API starts a Prefect server, which would survive a SIGKILL of its flow; the
 supervisor ends it.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.environment import ROOT_VARIABLE, child_environment, find_root
 from flows.supervise import end_supervised, supervised_command
 
+STDERR_FD = 2
 FLOW_GRACE_S = 25.0  # longer than a stage's, so that the flow can report how it ended
 
 
@@ -23,13 +25,27 @@ def main(only: str | None = None, root: Path | None = None) -> int:
         only: one stage instead of all.
         root: the checkout; found from the current folder unless told.
     """
-    root = root or find_root()
-    command = [sys.executable, "-m", "flows.region_r1", *(["--only", only] if only else [])]
+    return _launch("flows.region_r1", ["--only", only] if only else [], root or find_root())
+
+
+def ablate(arms: Sequence[str], root: Path | None = None) -> int:
+    """Run the flow of the ablations; standard output stays free for its result. Exit codes as of `main`.
+
+    Args:
+        arms: which to bring up to date.
+        root: the checkout; found from the current folder unless told.
+    """
+    return _launch("flows.ablation", ["--arms", ",".join(arms)], root or find_root(), stdout=STDERR_FD)
+
+
+def _launch(module: str, arguments: Sequence[str], root: Path, stdout: int | None = None) -> int:
+    command = [sys.executable, "-m", module, *arguments]
     code_dir = str(Path(__file__).resolve().parents[1])
     process = subprocess.Popen(
         supervised_command(command, grace_s=FLOW_GRACE_S),
         cwd=root,
         env=child_environment(**{ROOT_VARIABLE: str(root), "PYTHONPATH": code_dir}),
+        stdout=stdout,
         text=True,
     )
     try:

@@ -76,12 +76,13 @@ class StageContext:
     timeout_s: float
 
 
-def _can_retry(of_task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+def can_retry(of_task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Say whether a second try can end otherwise."""
     return state.name in {"Killed", "Unavailable"}
 
 
 @task(
-    name="data", task_run_name="data", retries=2, retry_delay_seconds=30, retry_condition_fn=_can_retry,
+    name="data", task_run_name="data", retries=2, retry_delay_seconds=30, retry_condition_fn=can_retry,
     cache_policy=NO_CACHE, persist_result=False,
 )  # fmt: skip
 def data_task(context: StageContext) -> State[Any]:
@@ -101,7 +102,7 @@ def data_task(context: StageContext) -> State[Any]:
 
 def _build_stage_task(stage: str) -> Task[[StageContext], State[Any]]:
     @task(
-        name=stage, task_run_name=stage, retries=1 if stage == "train" else 0, retry_condition_fn=_can_retry,
+        name=stage, task_run_name=stage, retries=1 if stage == "train" else 0, retry_condition_fn=can_retry,
         cache_policy=NO_CACHE, persist_result=False,
     )  # fmt: skip
     def run_stage(context: StageContext) -> State[Any]:
@@ -116,7 +117,12 @@ STAGE_TASKS: Mapping[str, Task[[StageContext], State[Any]]] = {stage: _build_sta
 
 
 def repro(stage: str, context: StageContext) -> State[Any]:
-    """Let DVC bring one stage up to date here, and say how it went."""
+    """Let DVC bring one stage up to date here, and say how it went.
+
+    Args:
+        stage: what DVC calls it: its name, or `folder/dvc.yaml:name` for one of another file.
+        context: where and how long.
+    """
     command = [str(Path(sys.executable).with_name("dvc")), "repro", "--single-item", stage]
     ended = _run(stage, command, context, {PARENT_RUN_VARIABLE: context.parent_run_id})
     if not isinstance(ended, Ended):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.environment import prepare_process
-from pipeline.errors import ConfigError, RegionR1Error
+from pipeline.environment import run_to_exit_code
+from pipeline.errors import ConfigError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
 
@@ -29,17 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
     options = parser.parse_args(arguments)
-    prepare_process()
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        run_stage(options.stage, options.params, Path.cwd())
-    except RegionR1Error as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    return 0
+    return run_to_exit_code(lambda: run_stage(options.stage, options.params, Path.cwd()))
 
 
 def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
@@ -65,10 +54,6 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     write_json(metrics_path, figures)
     logger.info("%s: done in %.1f s", stage, time.monotonic() - started)
     return figures
-
-
-def _terminate(signal_number: int, frame: object) -> None:
-    raise SystemExit(128 + signal_number)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,23 @@ def run_flow(
     typer.echo("pages: `make ui` serves MLflow (every run, its figures and pictures) and Prefect (the flow runs)")
 
 
+@app.command("ablate")
+def ablate(
+    arms: Annotated[str | None, typer.Option(help="some arms, separated by commas, instead of all")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the ablations' arms that are stale, each over several seeds, and compare them; takes hours."""
+    from pipeline.ablation.arms import ARMS, find_arm
+
+    names = [find_arm(name.strip()).name for name in arms.split(",")] if arms else list(ARMS)
+    from flows.launch import ablate as launch
+
+    exit_code = launch(names)
+    if exit_code:
+        raise typer.Exit(exit_code)
+    _print_ablations(Workspace.at(Path.cwd()), as_json=as_json)
+
+
 @app.command("ui")
 def serve_uis() -> None:
     """Serve the MLflow and Prefect pages on this machine until interrupted."""
@@ -208,6 +225,19 @@ def _print_results(workspace: Workspace, *, as_json: bool) -> None:
         said = figures.format_difference(values["cond_recall_at_1"], "share")
         console.print(f"{a} against {b}, CondR@1: {said}", highlight=False)
     console.print(f"[dim]report: {workspace.evaluation_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _print_ablations(workspace: Workspace, *, as_json: bool) -> None:
+    from pipeline.store import read_json
+
+    summary = read_json(workspace.ablation_dir / "summary.json", stage="`region-r1 ablate`")
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    from pipeline.ablation.terminal import print_summary
+
+    print_summary(summary, Console())
+    typer.echo(f"tables: {workspace.ablation_dir / 'summary.md'}, chart: {workspace.ablation_dir / 'ablation.svg'}")
 
 
 def _build_table(report: Mapping[str, Any]) -> Table:

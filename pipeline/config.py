@@ -172,6 +172,23 @@ class RegisterParams(_Section):
     model_name: Annotated[str, Field(min_length=1)] = "region-r1"
 
 
+class AblationParams(_Section):
+    """How long and how often each arm of the ablations is trained.
+
+    The seeds vary what r-GRPO draws: the order of the queries and the sampled completions. Data, pools and the SFT
+    policy are shared by all of them, so intervals over the seeds say nothing about another warm-up or another world.
+    """
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (7, 8, 9)
+    max_steps: PositiveInt = Field(default=60, description="r-GRPO steps of every arm, in place of train.max_steps")
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> AblationParams:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"ablation.seeds must differ from one another, got {list(self.seeds)}")
+        return self
+
+
 class FlowParams(_Section):
     """How the Prefect flow places work."""
 
@@ -194,6 +211,7 @@ class Params(_Section):
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+    ablation: AblationParams = AblationParams()
     flow: FlowParams = FlowParams()
 
     def sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""How a process of ours behaves: no telemetry, no network for models, one readable log on stderr.
+"""How a process of ours behaves: no telemetry, no network for models, one readable log on stderr, exit codes.
 
 Standard library only; `prepare_process` must run before any heavy import.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import Final
+
+from pipeline.errors import RegionR1Error
 
 TELEMETRY_OFF: Final = {
     "DO_NOT_TRACK": "true",  # MLflow takes no other spelling
@@ -30,3 +34,26 @@ def prepare_process() -> None:
     os.environ.update(_LOCAL_MODELS)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+def run_to_exit_code(work: Callable[[], object]) -> int:
+    """Prepare this process, do the work and return the exit code.
+
+    0 done, 2 something the user can mend (one line on stderr), 130 interrupted; SIGTERM exits with 143. A fault of
+    ours passes through with its traceback.
+    """
+    prepare_process()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        work()
+    except RegionR1Error as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def _terminate(signal_number: int, frame: object) -> None:
+    raise SystemExit(128 + signal_number)

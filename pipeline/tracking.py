@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "region-r1"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"
 MAX_DIGEST_CHARS = 36
+_INHERITED_TAGS = frozenset({"stage", "git_commit", "mlflow.source.git.commit", "data_md5"})
 _QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -66,6 +67,9 @@ class StageRun(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run."""
 
+    def open_child(self, name: str, params: Params) -> AbstractContextManager[StageRun]:
+        """Open a run below this one, with parameters of its own, and close it with its fate."""
+
 
 class _NullRun:
     """Records nothing."""
@@ -89,6 +93,10 @@ class _NullRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Drop them."""
+
+    def open_child(self, name: str, params: Params) -> AbstractContextManager[StageRun]:
+        """Return this run: a child would record nothing either."""
+        return nullcontext(self)
 
 
 class _MlflowRun:
@@ -135,6 +143,19 @@ class _MlflowRun:
         """Label the run."""
         for name, value in tags.items():
             self._client.set_tag(self._run_id, name, value)
+
+    @contextmanager
+    def open_child(self, name: str, params: Params) -> Iterator[StageRun]:
+        """Open a run below this one; it inherits the tags that say what code and data made it."""
+        own = self._client.get_run(self._run_id)
+        tags = {key: value for key, value in own.data.tags.items() if key in _INHERITED_TAGS}
+        tags |= {"params_sha256": params.sha256(), "seed": str(params.seed), "mlflow.parentRunId": self._run_id}
+        child = self._client.create_run(own.info.experiment_id, run_name=name, tags=tags)
+        child_id = child.info.run_id
+        with _closing_with_fate(lambda status: self._client.set_terminated(child_id, status)):
+            run = _MlflowRun(self._client, child_id)
+            run.log_params(flatten(params.model_dump(mode="json", by_alias=True)))
+            yield run
 
 
 def null_run() -> StageRun:

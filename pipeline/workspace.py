@@ -86,6 +86,12 @@ class Workspace:
         """What the registry was told and what the gate decided."""
         return self.artifacts_dir / "registration.json"
 
+    # ablation
+    @property
+    def ablation_dir(self) -> Path:
+        """One folder per arm of the ablations, and their summary."""
+        return self.artifacts_dir / "ablation"
+
     def metrics_path(self, stage: str) -> Path:
         """Small JSON of a stage's figures, a DVC metrics file."""
         return self.artifacts_dir / "metrics" / f"{stage}.json"

@@ -1,4 +1,4 @@
-"""How sure a figure is: percentile bootstrap over queries and a paired randomisation test.
+"""How sure a figure is: percentile bootstrap over queries, and over seeds too, and a paired randomisation test.
 
 Every figure of the report is a ratio of sums over queries (a mean has 1 in the denominator, CondRecall
 whether the pool holds a positive), so that one bootstrap serves all (Efron and Tibshirani, 1993; for
@@ -7,7 +7,7 @@ retrieval, Smucker, Allan and Carterette, 2007).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,53 @@ def bootstrap_ratio_difference(
     return _bootstrap(columns_QC, num_resamples=num_resamples, confidence=confidence, seed=seed)
 
 
+def bootstrap_seeds(
+    numerator_SQ: npt.ArrayLike, denominator_Q: npt.ArrayLike, *, num_resamples: int, confidence: float, seed: int
+) -> Interval:
+    """Return the mean over seeds of `sum(numerator) / sum(denominator)`, its interval over seeds and queries.
+
+    Each resample draws S seeds, then Q queries that all of them share: seeds and queries are crossed, since every
+    seed answered the same queries. With few seeds the interval is somewhat too narrow: a bootstrap of S values
+    underrates their variance by (S - 1) / S, and one seed says nothing of the spread between seeds.
+
+    Args:
+        numerator_SQ: (S, Q) one row for each seed.
+        denominator_Q: (Q,) finite numbers, none negative.
+        num_resamples: draws, at least 1.
+        confidence: share of the resamples inside the interval, in (0, 1).
+        seed: fixes the draws.
+
+    Raises:
+        ValueError: as for `bootstrap_ratio`.
+    """
+    return _bootstrap_seeds([numerator_SQ], denominator_Q, num_resamples, confidence, seed)
+
+
+def bootstrap_seeds_difference(
+    numerator_a_SQ: npt.ArrayLike,
+    numerator_b_SQ: npt.ArrayLike,
+    denominator_Q: npt.ArrayLike,
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """Return a minus b, each as in `bootstrap_seeds`: over the same resampled queries, seeds drawn apart.
+
+    Args:
+        numerator_a_SQ: (S, Q) one row for each seed of a.
+        numerator_b_SQ: (S', Q) the same queries under b.
+        denominator_Q: (Q,) of both.
+        num_resamples: draws, at least 1.
+        confidence: share of the resamples inside the interval, in (0, 1).
+        seed: fixes the draws.
+
+    Raises:
+        ValueError: as for `bootstrap_ratio`.
+    """
+    return _bootstrap_seeds([numerator_a_SQ, numerator_b_SQ], denominator_Q, num_resamples, confidence, seed)
+
+
 def randomisation_test(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, *, num_resamples: int, seed: int) -> float:
     """Return the two-sided p value that a and b differ in mean (Fisher's test by sign flipping).
 
@@ -112,10 +159,39 @@ def randomisation_test(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, *, num_resamples:
     return (num_hits + 1) / (num_resamples + 1)
 
 
+def _bootstrap_seeds(
+    sides_SQ: Sequence[npt.ArrayLike],
+    denominator_Q: npt.ArrayLike,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    sides = [np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in sides_SQ]
+    columns_QC = _stack(denominator_Q, *(row_Q for side in sides for row_Q in side))
+    _check_draws(num_resamples, confidence)
+    if (columns_QC[:, 0] < 0.0).any():
+        raise ValueError("a denominator is negative")
+    if columns_QC[:, 0].sum() == 0.0:
+        raise ValueError("the denominator sums to 0: the figure is undefined")
+    sums_RC = np.concatenate(list(_resample_sums(columns_QC, num_resamples, seed)))
+    usable_RC = sums_RC[sums_RC[:, 0] > 0.0]
+    if not len(usable_RC):
+        raise ValueError("the denominator sums to 0 in every resample")
+    rng = np.random.default_rng([seed, 1])  # apart from the draws of queries
+    figure_R = np.zeros(len(usable_RC))
+    first, mean = 1, 0.0
+    for side, sign in zip(sides, (1.0, -1.0), strict=False):
+        num_seeds = len(side)
+        drawn_RS = first + rng.integers(0, num_seeds, size=(len(usable_RC), num_seeds))
+        figure_R += sign * np.take_along_axis(usable_RC, drawn_RS, axis=1).mean(axis=1) / usable_RC[:, 0]
+        mean += sign * float(side.sum() / num_seeds / columns_QC[:, 0].sum())
+        first += num_seeds
+    low, high = np.quantile(figure_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Interval(mean=mean, low=float(low), high=float(high), num_ignored=int(num_resamples - len(usable_RC)))
+
+
 def _bootstrap(columns_QC: npt.NDArray[np.float64], *, num_resamples: int, confidence: float, seed: int) -> Interval:
-    _check_resamples(num_resamples)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    _check_draws(num_resamples, confidence)
     if (columns_QC[:, 1::2] < 0.0).any():
         raise ValueError("a denominator is negative")
     sums_1C = columns_QC.sum(axis=0, keepdims=True)
@@ -172,3 +248,9 @@ def _stack(*columns: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _check_resamples(num_resamples: int) -> None:
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+
+
+def _check_draws(num_resamples: int, confidence: float) -> None:
+    _check_resamples(num_resamples)
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Params
-from pipeline.errors import StageError
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.figures import EvalReport, compute_report
+from pipeline.evaluation.test_set import hash_pools, load_test_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.scorer import FrozenScorer
@@ -20,9 +19,7 @@ from pipeline.report.gallery import build_panels, pick_cards
 from pipeline.report.page import render_page
 from pipeline.store import (
     load_documents,
-    load_pools,
     load_qrels,
-    load_queries,
     replace_dir,
     save_results,
     write_json,
@@ -63,28 +60,6 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         page = _render(report, queries, pools, by_method, params, workspace)
         write_text(folder / "report.html", page)
     return _record(report, workspace.evaluation_dir, run)
-
-
-def load_test_set(workspace: Workspace) -> tuple[list[Query], list[Pool]]:
-    """Return the test queries and their pools, aligned.
-
-    Raises:
-        StageError: there is none, or retrieve left a query without a pool.
-    """
-    queries = [q for q in load_queries(workspace.tables_dir / "queries.parquet") if q.split == "test"]
-    by_id = {pool.query_id: pool for pool in load_pools(workspace.pools_dir / "pools.parquet")}
-    missing = [query.query_id for query in queries if query.query_id not in by_id]
-    if missing:
-        raise StageError(f"{len(missing)} test queries have no pool (first: {missing[0]}); run retrieve again")
-    if not queries:
-        raise StageError("there is no query with split `test` to evaluate on; add some to the data")
-    return queries, [by_id[query.query_id] for query in queries]
-
-
-def hash_pools(pools: Sequence[Pool]) -> str:
-    """Return the hash that names the test pools: queries, candidates and their relevance."""
-    content = [[pool.query_id, pool.doc_ids, pool.relevance, pool.num_relevant] for pool in pools]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _decide_all(
