@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,32 +25,31 @@ _HEIGHT_PX: Final = 190
 
 def save_plot(report: Mapping[str, Any], path: Path) -> None:
     """Write the picture as SVG."""
-    rows = [{**point, **point["figure"]} for point in report["growth"]]
-    panels = [
-        _draw_panel([row for row in rows if (row["axis"], row["unit"]) == (axis, unit)], label, title)
-        for axis, unit, label, title in _PANELS
-    ]
+    rows = pd.DataFrame([{**point, **point["figure"]} for point in report["growth"]])
+    panels = [_draw_panel(rows, axis, unit, label, title) for axis, unit, label, title in _PANELS]
     setting = report["setting"]
     chart = (
-        alt.vconcat(alt.hconcat(*panels[:2], spacing=48), alt.hconcat(*panels[2:], spacing=48), spacing=34)
+        alt.concat(*panels, columns=2, spacing={"row": 36, "column": 44})
+        .resolve_scale(x="independent", y="independent")
         .properties(
             title=alt.TitleParams(
                 "What a reward and a training step cost",
                 subtitle=[
                     f"Where not varied: K = {setting['pool_size']}, {setting['group_size']} completions of each of "
-                    f"{setting['num_queries']} queries, pictures of 224 to 256 px.",
-                    "Dots are medians, bars the range. Rewards per second: logarithmic, more is better.",
+                    f"{setting['num_queries']} queries ({setting['queries_per_step']} queries a training step).",
+                    "Dots are medians, bars the range. Rewards per second are on a logarithmic scale.",
                 ],
                 anchor="start",
-                fontSize=17,
+                fontSize=18,
                 color=_INK,
                 subtitleColor="#6b7280",
                 subtitleFontSize=12,
-                subtitlePadding=6,
-                offset=22,
+                subtitlePadding=8,
+                subtitleLineHeight=17,
+                offset=24,
             ),
             background="white",
-            padding=20,
+            padding=24,
         )
         .configure(font="DejaVu Sans, Helvetica, Arial, sans-serif")
         .configure_view(stroke=None)
@@ -59,38 +59,37 @@ def save_plot(report: Mapping[str, Any], path: Path) -> None:
     chart.save(str(path), format="svg")
 
 
-def _draw_panel(rows: Sequence[Mapping[str, Any]], label: str, title: str) -> alt.LayerChart:
-    table = pd.DataFrame(rows)
-    values = sorted(table["value"].unique().tolist())
-    is_rate = title.startswith("Rewards")
-    scale = alt.Scale(type="log") if is_rate else alt.Scale(zero=True)
-    # Steps are even on a logarithm: every axis doubles.
-    x = alt.X("value:Q", title=label, scale=alt.Scale(type="log", base=2, padding=14), axis=_axis(values=values))
-    y_axis = alt.Axis(
-        grid=True,
-        gridColor=_FAINT,
-        domain=False,
-        ticks=False,
-        tickCount=4,
-        format="~s" if is_rate else "~g",
-        title=None,
-    )
+def _draw_panel(rows: pd.DataFrame, axis: str, unit: str, label: str, title: str) -> alt.LayerChart | alt.FacetChart:
+    table = rows[(rows["axis"] == axis) & (rows["unit"] == unit)]
+    values = sorted(int(value) for value in table["value"].unique())
+    x_axis = alt.Axis(values=values, format="d", grid=False, domainColor=_FAINT, tickColor=_FAINT, titlePadding=8)
+    # Every axis doubles, so steps are even on a logarithm; the right edge leaves room for the names.
+    x_scale = alt.Scale(type="log", base=2, domain=[values[0] / 1.2, values[-1] * 1.6], nice=False)
+    x = alt.X("value:Q", title=label, scale=x_scale, axis=x_axis)
+    scale, y_axis = _scale_y(rows[rows["unit"] == unit])
     colour = alt.Color("way:N", scale=alt.Scale(domain=list(_COLOURS), range=list(_COLOURS.values())), legend=None)
     base = alt.Chart(table).encode(x=x, color=colour)
-    ranges = base.mark_rule(strokeWidth=2, opacity=0.45).encode(y=alt.Y("low:Q", scale=scale, axis=y_axis), y2="high:Q")
-    lines = base.mark_line(strokeWidth=2).encode(y=alt.Y("median:Q", scale=scale, axis=y_axis))
-    dots = base.mark_point(filled=True, size=60, opacity=1).encode(y=alt.Y("median:Q", scale=scale, axis=y_axis))
-    ends = (
+    middle = alt.Y("median:Q", scale=scale, axis=y_axis)
+    ranges = base.mark_rule(strokeWidth=5, opacity=0.3).encode(y=alt.Y("low:Q", scale=scale, axis=y_axis), y2="high:Q")
+    lines = base.mark_line(strokeWidth=2).encode(y=middle)
+    dots = base.mark_point(filled=True, size=55, opacity=1).encode(y=middle)
+    names = (
         alt.Chart(table[table["value"] == values[-1]])
         .mark_text(align="left", dx=10, fontSize=12, fontWeight="bold")
-        .encode(x=x, y=alt.Y("median:Q", scale=scale, axis=y_axis), text="way:N", color=colour)
+        .encode(x=x, y=middle, text="way:N", color=colour)
     )
-    return alt.layer(ranges, lines, dots, ends).properties(
+    return alt.layer(ranges, lines, dots, names).properties(
         width=_WIDTH_PX,
         height=_HEIGHT_PX,
-        title=alt.TitleParams(title, anchor="start", fontSize=13, color=_INK, offset=8),
+        title=alt.TitleParams(title, anchor="start", frame="group", fontSize=13, color=_INK, offset=8),
     )
 
 
-def _axis(values: Sequence[int]) -> alt.Axis:
-    return alt.Axis(values=list(values), format="d", grid=False, domainColor=_FAINT, tickColor=_FAINT, titlePadding=8)
+def _scale_y(rows: pd.DataFrame) -> tuple[alt.Scale, alt.Axis]:
+    """Return one scale for all panels of a unit: decades for rates, from 0 for seconds."""
+    plain: dict[str, Any] = {"gridColor": _FAINT, "domain": False, "ticks": False, "title": None}
+    if rows["unit"].iloc[0] == "seconds_per_step":
+        return alt.Scale(domainMin=0, nice=True), alt.Axis(format="~g", tickCount=5, **plain)
+    low, high = math.floor(math.log10(rows["low"].min())), math.ceil(math.log10(rows["high"].max()))
+    decades = [10.0**power for power in range(low, high + 1)]
+    return alt.Scale(type="log", domain=[decades[0], decades[-1]]), alt.Axis(format=",~g", values=decades, **plain)

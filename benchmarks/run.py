@@ -55,7 +55,7 @@ class Plan:
     num_blocks: int = 5
     steps_per_block: int = 4
     growth_turns: int = 3
-    growth_blocks: int = 2
+    growth_blocks: int = 1
     sizes: Sizes = field(
         default_factory=lambda: Sizes(
             pool_sizes=(5, 10, 20, 40), group_sizes=(4, 8, 16), image_sides_px=(112, 224, 448, 896)

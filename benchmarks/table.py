@@ -47,7 +47,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(memory)
 
 
-def is_met(goal: Mapping[str, Any], median: float) -> bool:
+def is_met(goal: Mapping[str, float], median: float) -> bool:
     """Return whether the median reaches `at_least` or stays within `at_most`."""
     return median >= goal["at_least"] if "at_least" in goal else median <= goal["at_most"]
 
