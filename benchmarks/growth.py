@@ -11,7 +11,7 @@ from typing import Literal
 from benchmarks.completions import give_to, resize_groups, take_queries, take_rows
 from benchmarks.reward import check_agreement, score_naively, score_ours
 from benchmarks.setting import Completions, Setting, load_setting, resize_world, run_stages
-from benchmarks.timing import Spread, compute_spread, do_in_turn, measure
+from benchmarks.timing import Cost, Spread, compute_spread, do_in_turn, measure
 from benchmarks.train_step import measure_train_step
 from pipeline.learn.policy import Policy
 from pipeline.progress import track
@@ -29,7 +29,8 @@ class Point:
         value: to which value.
         way: ours, naive or stock.
         unit: rewards_per_s or seconds_per_step.
-        figure: median and range.
+        figure: median and range by the clock.
+        figure_cpu: the same by CPU time, which a busy machine hardly changes.
     """
 
     axis: Axis
@@ -37,6 +38,7 @@ class Point:
     way: Literal["ours", "naive", "stock"]
     unit: Literal["rewards_per_s", "seconds_per_step"]
     figure: Spread
+    figure_cpu: Spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +57,11 @@ def measure_reward_growth(
     points: list[Point] = []
     with track("bench: growth of the reward", len(settings)) as advance:
         for axis, value, setting, completions in settings:
-            ours, naive = _measure_rates(setting, policy, completions, num_turns)
-            points.append(Point(axis, value, "ours", "rewards_per_s", ours))
-            points.append(Point(axis, value, "naive", "rewards_per_s", naive))
+            costs = _measure_costs(setting, policy, completions, num_turns)
+            for way, spent in costs.items():
+                wall = compute_spread([1.0 / cost.wall_s for cost in spent])
+                cpu = compute_spread([1.0 / cost.cpu_s for cost in spent])
+                points.append(Point(axis, value, way, "rewards_per_s", wall, cpu))
             advance(1)
     return points
 
@@ -71,8 +75,10 @@ def measure_step_growth(
         figures = measure_train_step(
             setting, resize_groups(setting.params, size), num_blocks=num_blocks, steps_per_block=steps_per_block
         )
-        points.append(Point("group_size", size, "ours", "seconds_per_step", figures.ours_s))
-        points.append(Point("group_size", size, "stock", "seconds_per_step", figures.stock_s))
+        points += [
+            Point("group_size", size, "ours", "seconds_per_step", figures.ours_s, figures.ours_cpu_s),
+            Point("group_size", size, "stock", "seconds_per_step", figures.stock_s, figures.stock_cpu_s),
+        ]
     return points
 
 
@@ -106,9 +112,12 @@ def list_settings(
         yield "image_side_px", side_px, squashed, give_to(plain, squashed.choose_queries(num_queries))
 
 
-def _measure_rates(setting: Setting, policy: Policy, completions: Completions, num_turns: int) -> tuple[Spread, Spread]:
+def _measure_costs(
+    setting: Setting, policy: Policy, completions: Completions, num_turns: int
+) -> dict[Literal["ours", "naive"], list[Cost]]:
+    """Return the cost of one reward, turn by turn."""
     query_ids = list(dict.fromkeys(completions.query_ids))
-    ours_per_s, naive_per_s = [], []
+    ours_costs, naive_costs = [], []
     for turn in range(num_turns):
         part = take_queries(completions, [query_ids[turn % len(query_ids)]])
         (naive_cost, rewards), ours = do_in_turn(
@@ -118,6 +127,6 @@ def _measure_rates(setting: Setting, policy: Policy, completions: Completions, n
         )
         own_rows = [row for row, query_id in enumerate(completions.query_ids) if query_id in part.query_ids]
         check_agreement(rewards, [ours.rewards[row] for row in own_rows])
-        ours_per_s.append(len(completions) / ours.cost.wall_s)
-        naive_per_s.append(len(part) / naive_cost.wall_s)
-    return compute_spread(ours_per_s), compute_spread(naive_per_s)
+        ours_costs.append(ours.cost.divide(len(completions)))
+        naive_costs.append(naive_cost.divide(len(part)))
+    return {"ours": ours_costs, "naive": naive_costs}

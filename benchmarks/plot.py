@@ -25,7 +25,9 @@ _HEIGHT_PX: Final = 190
 
 def save_plot(report: Mapping[str, Any], path: Path) -> None:
     """Write the picture as SVG."""
-    rows = pd.DataFrame([{**point, **point["figure"]} for point in report["growth"]])
+    # CPU time compares sizes even on a busy machine; a GPU's work is not in it.
+    on_cpu = report["machine"]["device"] == "cpu"
+    rows = pd.DataFrame([{**point, **point["figure_cpu" if on_cpu else "figure"]} for point in report["growth"]])
     panels = [_draw_panel(rows, axis, unit, label, title) for axis, unit, label, title in _PANELS]
     setting = report["setting"]
     chart = (
@@ -37,7 +39,8 @@ def save_plot(report: Mapping[str, Any], path: Path) -> None:
                 subtitle=[
                     f"Where not varied: K = {setting['pool_size']}, {setting['group_size']} completions of each of "
                     f"{setting['num_queries']} queries ({setting['queries_per_step']} queries a training step).",
-                    "Dots are medians, bars the range. Rewards per second are on a logarithmic scale.",
+                    f"Seconds of {'CPU time' if on_cpu else 'the clock'}; dots are medians, bars the range. "
+                    "Rates are on a logarithmic scale.",
                 ],
                 anchor="start",
                 fontSize=18,

@@ -44,6 +44,8 @@ class TrainFigures:
         rows: completions of a step.
         ours_s: seconds of our step, over all steps of all blocks.
         stock_s: seconds of the stock step.
+        ours_cpu_s: CPU seconds of our step.
+        stock_cpu_s: CPU seconds of the stock step.
         stock_ratio: ours over stock, medians of two blocks that ran one after the other.
         stock_ratio_cpu: the same in CPU time.
         our_positions: positions decoded for a row of a step, forced opening not among them, padding included.
@@ -53,6 +55,8 @@ class TrainFigures:
     rows: int
     ours_s: Spread
     stock_s: Spread
+    ours_cpu_s: Spread
+    stock_cpu_s: Spread
     stock_ratio: Spread
     stock_ratio_cpu: Spread
     our_positions: float
@@ -72,14 +76,16 @@ class Stopwatch:
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
 
-    def list_step_seconds(self) -> list[float]:
-        """Return how long each step after the first took."""
-        return [after - before for before, after in pairwise(self.wall)]
+    def list_steps(self) -> list[Cost]:
+        """Return what each step after the first cost."""
+        walls, cpus = pairwise(self.wall), pairwise(self.cpu)
+        return [Cost(wall[1] - wall[0], cpu[1] - cpu[0]) for wall, cpu in zip(walls, cpus, strict=True)]
 
     def compute_step_cost(self) -> Cost:
         """Return the median cost of the steps after the first."""
-        cpu_s = [after - before for before, after in pairwise(self.cpu)]
-        return Cost(compute_spread(self.list_step_seconds()).median, compute_spread(cpu_s).median)
+        steps = self.list_steps()
+        wall, cpu = ([cost.wall_s for cost in steps], [cost.cpu_s for cost in steps])
+        return Cost(compute_spread(wall).median, compute_spread(cpu).median)
 
     @contextmanager
     def count_positions(self, policy: Policy) -> Iterator[None]:
@@ -118,10 +124,13 @@ def measure_train_step(setting: Setting, train: TrainParams, *, num_blocks: int,
         stock.append(stock_watch)
     pairs = [(a.compute_step_cost(), b.compute_step_cost()) for a, b in zip(ours, stock, strict=True)]
     stock_ratio, stock_ratio_cpu = compute_ratios(pairs)
+    our_steps, stock_steps = ([cost for watch in watches for cost in watch.list_steps()] for watches in (ours, stock))
     return TrainFigures(
         rows=train.queries_per_step * train.group_size,
-        ours_s=_spread_steps(ours),
-        stock_s=_spread_steps(stock),
+        ours_s=compute_spread([cost.wall_s for cost in our_steps]),
+        stock_s=compute_spread([cost.wall_s for cost in stock_steps]),
+        ours_cpu_s=compute_spread([cost.cpu_s for cost in our_steps]),
+        stock_cpu_s=compute_spread([cost.cpu_s for cost in stock_steps]),
         stock_ratio=stock_ratio,
         stock_ratio_cpu=stock_ratio_cpu,
         our_positions=_compute_mean_positions(ours),
@@ -175,10 +184,6 @@ def give_nothing(completion_ids: list[list[int]], **columns: Any) -> list[float]
 def _start(setting: Setting) -> tuple[Policy, FrozenScorer, Stopwatch]:
     seed_everything(setting.params.seed)
     return load_policy(setting.params.policy.path, setting.params.policy), setting.open_scorer(), Stopwatch()
-
-
-def _spread_steps(watches: list[Stopwatch]) -> Spread:
-    return compute_spread([seconds for watch in watches for seconds in watch.list_step_seconds()])
 
 
 def _compute_mean_positions(watches: list[Stopwatch]) -> float:
