@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export PIP_NO_INPUT ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check ui
+.PHONY: help run test check bench ui
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +33,11 @@ test: .venv/.installed ## all tests that need neither a GPU nor the internet
 check: .venv/.installed ## lint, formatting, types, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict pipeline flows
+	$(BIN)/mypy --strict pipeline flows benchmarks
 	$(BIN)/lint-imports
+
+bench: .venv/.installed ## measure what the reward and a training step cost, side by side
+	$(BIN)/python -m benchmarks
 
 ui: .venv/.installed ## start the Prefect and MLflow pages of this checkout
 	$(BIN)/region-r1 ui

@@ -1,0 +1,148 @@
+"""The whole benchmark: draws a world in a scratch folder, measures everything on it, returns bench.json's content."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks.completions import sample_completions, take_rows
+from benchmarks.growth import Point, Sizes, list_settings, measure_reward_growth, measure_step_growth
+from benchmarks.memory import Way, measure_memory
+from benchmarks.reward import RewardFigures, measure_reward
+from benchmarks.setting import draw_world, load_setting, run_stages
+from benchmarks.train_step import TrainFigures, measure_train_step
+from pipeline.config import Params
+from pipeline.learn.policy import load_policy
+from pipeline.workspace import Workspace
+
+logger = logging.getLogger("pipeline.bench")
+
+GOALS: Final = {
+    "speedup_over_naive": {"at_least": 30.0},
+    "over_floor": {"at_most": 1.15},
+    "over_stock": {"at_most": 1.15},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How much is measured; the defaults are `make bench`.
+
+    Attributes:
+        num_entities: documents of the world.
+        num_train: queries drawn; those without a positive in their pool drop out.
+        num_queries: queries whose completions are scored.
+        queries_per_turn: groups that the naive way scores between two turns of ours.
+        num_turns: of ours and floor.
+        num_blocks: trainings of either kind.
+        steps_per_block: steps of each, the first one not counted.
+        growth_turns: of each point of the reward's growth.
+        growth_blocks: trainings of either kind for each group size.
+        sizes: of the growth.
+        ways: whose peak memory is measured.
+    """
+
+    num_entities: int = 96
+    num_train: int = 192
+    num_queries: int = 32
+    queries_per_turn: int = 4
+    num_turns: int = 15
+    num_blocks: int = 5
+    steps_per_block: int = 4
+    growth_turns: int = 3
+    growth_blocks: int = 1
+    sizes: Sizes = field(
+        default_factory=lambda: Sizes(
+            pool_sizes=(5, 10, 20, 40), group_sizes=(4, 8, 16), image_sides_px=(112, 224, 448, 896)
+        )
+    )
+    ways: tuple[Way, ...] = ("ours", "naive", "floor", "ours_step", "stock_step")
+
+
+def run_bench(params: Params, plan: Plan, scratch_dir: Path) -> dict[str, Any]:
+    """Measure everything and return what bench.json holds.
+
+    Args:
+        params: method, models and sizes; the data sections are set here.
+        plan: how much is measured.
+        scratch_dir: an empty folder.
+
+    Raises:
+        RegionR1Error: the world is too small for the plan, or a model cannot be loaded.
+        DisagreementError: the naive way and ours give different rewards.
+    """
+    params = _fit_params(params, plan)
+    world = Workspace.at(scratch_dir / "world")
+    draw_world(world, params)
+    widest = params.model_copy(
+        update={"retrieve": params.retrieve.model_copy(update={"pool_size": max(plan.sizes.pool_sizes)})}
+    )
+    run_stages(world, widest)
+    whole = load_setting(world, params)
+    setting = whole.cut_pools(params.retrieve.pool_size)
+    policy = load_policy(params.policy.path, params.policy)
+    query_ids = whole.cut_pools(min(plan.sizes.pool_sizes)).choose_queries(plan.num_queries)
+    logger.info("bench: completions of %d queries are sampled", len(query_ids))
+    largest = max(plan.sizes.group_sizes)
+    sampled = sample_completions(setting, policy, query_ids, largest, params.seed)
+    completions = take_rows(sampled, largest, params.train.group_size)
+
+    reward = measure_reward(
+        setting, policy, completions, queries_per_turn=plan.queries_per_turn, num_turns=plan.num_turns
+    )
+    logger.info("bench: training steps, %d times ours and stock in turn", plan.num_blocks)
+    step = measure_train_step(setting, params.train, num_blocks=plan.num_blocks, steps_per_block=plan.steps_per_block)
+    logger.info("bench: worlds of other picture sizes are made")
+    settings = list(list_settings(world, whole, sampled, params.train.group_size, plan.sizes, scratch_dir))
+    points = measure_reward_growth(settings, policy, plan.growth_turns)
+    logger.info("bench: training steps by group size")
+    points += measure_step_growth(
+        setting, plan.sizes.group_sizes, num_blocks=plan.growth_blocks, steps_per_block=plan.steps_per_block
+    )
+    memory = measure_memory(plan.ways, world, params, completions)
+    return compose_report(params, plan, reward, step, points, memory)
+
+
+def compose_report(
+    params: Params,
+    plan: Plan,
+    reward: RewardFigures,
+    step: TrainFigures,
+    points: list[Point],
+    memory: dict[str, float],
+) -> dict[str, Any]:
+    """Return what bench.json holds: the three ratios as plain numbers, everything else with its spread."""
+    return {
+        "goals": GOALS,
+        "setting": {
+            "pool_size": params.retrieve.pool_size,
+            "group_size": params.train.group_size,
+            "num_queries": plan.num_queries,
+            "queries_per_step": params.train.queries_per_step,
+        },
+        "machine": {
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        },
+        "reward": {
+            "speedup_over_naive": reward.speedup.median,
+            "over_floor": reward.floor_ratio.median,
+            **asdict(reward),
+        },
+        "train_step": {"over_stock": step.stock_ratio.median, **asdict(step)},
+        "growth": [asdict(point) for point in points],
+        "memory_mib": memory,
+    }
+
+
+def _fit_params(params: Params, plan: Plan) -> Params:
+    demo = params.demo.model_copy(update={"num_entities": plan.num_entities, "num_train": plan.num_train})
+    data = params.data.model_copy(update={"source": "jsonl"})
+    return params.model_copy(update={"demo": demo, "data": data})
