@@ -188,9 +188,8 @@ def test_an_arm_killed_inside_a_seed_goes_on_from_its_checkpoint(prepared: Prepa
 
 def test_collapsed_arms_share_a_start_that_says_full(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse_module, "MAX_P_REGION", 0.2)  # this policy hardly speaks
-    params = prepared.params.model_copy(
-        update={"ablation": prepared.params.ablation.model_copy(update={"seeds": (5,)})}
-    )
+    sections = prepared.params.model_dump(by_alias=True) | {"ablation": {"seeds": [5], "max_steps": 2}}
+    params = Params.model_validate(sections)
     starts = []
     for name in ("collapsed_stock", "collapsed_balanced"):
         run_arm(ARMS[name], params, prepared.workspace, null_run())
@@ -203,7 +202,7 @@ def test_collapsed_arms_share_a_start_that_says_full(prepared: Prepared, monkeyp
 def test_a_policy_that_does_not_collapse_is_an_error(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse_module, "MAX_P_REGION", 0.0)
     monkeypatch.setattr(collapse_module, "MAX_ROUNDS", 1)
-    with pytest.raises(StageError, match="still opens a region with p = .* after 1 rounds"):
+    with pytest.raises(StageError, match=r"still opens a region with p = .* after 1 rounds"):
         run_arm(ARMS["collapsed_stock"], prepared.params, prepared.workspace, null_run())
 
 
