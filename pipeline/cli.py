@@ -83,7 +83,7 @@ def ablate(
     """Train the ablations' arms that are stale, each over several seeds, and compare them; takes hours."""
     from pipeline.ablation.arms import ARMS, find_arm
 
-    names = [find_arm(name.strip()).name for name in arms.split(",")] if arms else list(ARMS)
+    names = list(dict.fromkeys(find_arm(name.strip()).name for name in arms.split(","))) if arms else list(ARMS)
     from flows.launch import ablate as launch
 
     exit_code = launch(names)

@@ -27,9 +27,6 @@ MAX_P_REGION = 0.001
 """Mean p(REGION) on validation queries below which a policy counts as collapsed."""
 
 MAX_ROUNDS = 30
-RATE_FACTOR = 3.0
-"""The warm-up's rate times this: at its own, the last queries that still open a region hold out for dozens of rounds."""
-
 NUM_CHECKED = 64
 
 
@@ -50,8 +47,7 @@ def collapse_policy(policy: Policy, scorer: FrozenScorer, params: Params) -> flo
     examples = [
         SftExample(RegionLabel(query_id=ids[i], box=None, gain=0.0), scorer.queries[ids[i]].question) for i in order
     ]
-    rate = RATE_FACTOR * params.warmup.learning_rate
-    one_round = params.warmup.model_copy(update={"epochs": 1.0, "warmup_steps": 0, "learning_rate": rate})
+    one_round = params.warmup.model_copy(update={"epochs": 1.0, "warmup_steps": 0})
     for number in range(MAX_ROUNDS):
         with tempfile.TemporaryDirectory() as scratch:
             train_sft(

@@ -73,6 +73,7 @@ def test_deployments_name_flows_that_exist_and_the_schedule_sleeps() -> None:
     assert f"{flows['gpu'].name}/gpu" == STAGE_DEPLOYMENT
     assert {entry["name"]: entry["work_pool"]["name"] for entry in described["deployments"]} == {
         "nightly": "cpu",
+        "ablation": "cpu",
         "gpu": "gpu",
     }
     (schedule,) = next(entry["schedules"] for entry in described["deployments"] if entry["name"] == "nightly")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline import __main__ as stage_command
 from pipeline import cli
+from pipeline.ablation.arms import ARMS
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import METHODS
 from pipeline.stages import STAGE_NAMES, STAGES, evaluate
@@ -126,3 +127,48 @@ def _fail(*_arguments: object) -> dict[str, float]:
 
 def _interrupt(*_arguments: object) -> dict[str, float]:
     raise KeyboardInterrupt
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A checkout whose ablations are done at once, and the arms that were asked for."""
+    asked: list[list[str]] = []
+
+    def ablate(arms: list[str]) -> int:
+        asked.append(list(arms))
+        (tmp_path / "artifacts/ablation").mkdir(parents=True)
+        summary = {"num_queries": 3, "tables": []}
+        (tmp_path / "artifacts/ablation/summary.json").write_text(json.dumps(summary))
+        return 0
+
+    monkeypatch.setattr("flows.launch.ablate", ablate)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def test_ablate_prints_the_summary_as_json_and_nothing_else(launched: list[list[str]]) -> None:
+    ended = runner.invoke(cli.app, ["ablate", "--arms", "stock, full,stock", "--json"])
+    assert ended.exit_code == 0
+    assert json.loads(ended.stdout) == {"num_queries": 3, "tables": []}
+    assert launched == [["stock", "full"]]
+
+
+def test_ablate_trains_all_arms_unless_told(launched: list[list[str]]) -> None:
+    runner.invoke(cli.app, ["ablate", "--json"])
+    assert launched == [list(ARMS)]
+
+
+def test_an_unknown_arm_is_one_line_and_starts_nothing(launched: list[list[str]]) -> None:
+    ended = runner.invoke(cli.app, ["ablate", "--arms", "full,fulll"])
+    assert ended.exit_code == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("error: unknown arm 'fulll'; there are full, stock")
+    assert ended.stderr.count("\n") == 1
+    assert launched == []
+
+
+def test_a_failed_ablation_hands_its_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.launch.ablate", lambda _arms: 2)
+    ended = runner.invoke(cli.app, ["ablate", "--json"])
+    assert ended.exit_code == 2
+    assert ended.stdout == ""
