@@ -1,7 +1,6 @@
 """Charts of the results as Vega-Lite: what was measured on the test queries; training_charts.py draws the trainings.
 
-Pure functions from records to altair charts; nothing is read or written. Colours are names of the page's style
-(`var(--region)`), so one chart serves light and dark. Every chart takes its container's width.
+Pure functions from records to altair charts; nothing is read or written. Every chart takes its container's width.
 """
 
 from __future__ import annotations
@@ -14,76 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.table import METHOD_LABELS
+from pipeline.report.theme import INK, MALFORMED, METHOD_COLOURS, OTHER, PERCENT, POLICY, AnyChart, Row, scale_of
 from pipeline.types import Box
 
 F64 = npt.NDArray[np.float64]
-Row = dict[str, Any]
-AnyChart = alt.Chart | alt.LayerChart
-
-REGION: Final = "var(--region)"
-FULL: Final = "var(--full)"
-MALFORMED: Final = "var(--malformed)"
-POLICY: Final = "var(--policy)"
-INK: Final = "var(--ink)"
-SOFT: Final = "var(--soft)"
-OTHER: Final = "var(--other)"
-METHOD_COLOURS: Final[Mapping[str, str]] = {
-    "full": FULL,
-    "base": "var(--base)",
-    "sft": "var(--sft)",
-    "rgrpo": POLICY,
-    "oracle": "var(--ceiling)",
-}
 GRID_SIDE: Final = 28
-PERCENT: Final = ".0%"
-
-CONFIG: Final[Mapping[str, Any]] = {
-    "background": "transparent",
-    "font": 'system-ui, -apple-system, "Segoe UI", sans-serif',
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": SOFT,
-        "titleColor": SOFT,
-        "gridColor": "var(--line)",
-        "domainColor": "var(--line)",
-        "tickColor": "var(--line)",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-        "titlePadding": 8,
-        "labelLimit": 140,
-    },
-    "axisBand": {"grid": False, "labelAngle": 0},
-    "legend": {
-        "orient": "top",
-        "direction": "horizontal",
-        "columns": 3,
-        "labelColor": INK,
-        "titleColor": SOFT,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-        "symbolType": "square",
-        "symbolStrokeWidth": 0,
-        "labelLimit": 220,
-        "offset": 6,
-    },
-    "text": {"color": INK, "fontSize": 12},
-    "rule": {"color": INK},
-}
-"""Vega-Lite's config for every chart of the page."""
-
-
-def build_spec(chart: AnyChart, description: str) -> Row:
-    """Return a chart as JSON values; the page's CONFIG takes the place of altair's own.
-
-    Args:
-        chart: a single or layered view, as only those can take their container's width.
-        description: what a screen reader says.
-    """
-    spec: Row = chart.properties(width="container", description=description).to_dict()
-    spec.pop("config", None)
-    return spec
 
 
 def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart:
@@ -104,17 +38,11 @@ def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart
         x=alt.X("low:Q", scale=share, axis=axis), x2="high:Q"
     )
     dot = base.mark_point(filled=True, size=90, opacity=1).encode(x="mean:Q")
+    text = base.encode(text=alt.Text("mean:Q", format=".1%"), color=alt.value(INK))
     # A label near the right edge would be cut, so it stands on the other side there.
-    labels = [
-        base.transform_filter(condition)
-        .mark_text(align=align, dx=shift)
-        .encode(x=f"{end}:Q", text=alt.Text("mean:Q", format=".1%"), color=alt.value(INK))
-        for condition, align, shift, end in (
-            ("datum.high <= 0.85", "left", 8, "high"),
-            ("datum.high > 0.85", "right", -8, "low"),
-        )
-    ]
-    return alt.layer(whisker, dot, *labels).properties(height=30 * len(rows))
+    right = text.transform_filter("datum.high <= 0.75").mark_text(align="left", dx=8).encode(x="high:Q")
+    left = text.transform_filter("datum.high > 0.75").mark_text(align="right", dx=-8).encode(x="low:Q")
+    return alt.layer(whisker, dot, right, left).properties(height=42 * len(rows))
 
 
 def draw_rates_by_rank(
@@ -145,7 +73,7 @@ def draw_rates_by_rank(
 
 def draw_success_by_rank(by_rank: Mapping[str, Mapping[str, Any]]) -> AnyChart:
     """Return, per bucket, how often a crop ranks a positive first and how often it raises the reciprocal rank."""
-    series = {"first_when_cropped": "positive first", "improved_when_cropped": "positive higher than before"}
+    series = {"first_when_cropped": "positive first", "improved_when_cropped": "moved up"}
     rows = [
         {
             "bucket": _name_bucket(bucket, figures["num_cropped"]),
@@ -157,7 +85,9 @@ def draw_success_by_rank(by_rank: Mapping[str, Mapping[str, Any]]) -> AnyChart:
         for bucket, figures in by_rank.items()
         if figures[metric] is not None
     ]
-    return _draw_grouped_bars(rows, dict(zip(series.values(), (POLICY, "var(--sft)"), strict=True)), "share of crops")
+    return _draw_grouped_bars(
+        rows, dict(zip(series.values(), (POLICY, "var(--policy-soft)"), strict=True)), "share of crops"
+    )
 
 
 def _draw_grouped_bars(rows: Sequence[Row], colours: Mapping[str, str], title: str) -> AnyChart:
@@ -208,7 +138,7 @@ def draw_coverage(coverage: F64, colour: str, ceiling: float) -> AnyChart:
     axis = alt.Axis(format=PERCENT, values=[0, 0.5, 1], grid=False, ticks=False, domain=False)
     edge = alt.Scale(domain=[0, 1], nice=False)
     down = alt.Scale(domain=[0, 1], nice=False, reverse=True)
-    return (
+    chart: alt.Chart = (
         alt.Chart(alt.Data(values=rows))
         .transform_calculate(
             left=f"datum.x / {GRID_SIDE}",
@@ -222,16 +152,17 @@ def draw_coverage(coverage: F64, colour: str, ceiling: float) -> AnyChart:
             x2="right:Q",
             y=alt.Y("top:Q", title="from the top, of the height", scale=down, axis=axis),
             y2="bottom:Q",
-            fillOpacity=alt.FillOpacity(
+            opacity=alt.Opacity(
                 "s:Q",
                 title="share of boxes",
                 scale=alt.Scale(domain=[0, ceiling], range=[0.03, 1], nice=False),
-                legend=alt.Legend(format=PERCENT, symbolFillColor=colour, tickCount=4, columns=6),
+                legend=alt.Legend(format=PERCENT, symbolFillColor=colour, tickCount=4, columns=6, symbolSize=160),
             ),
             tooltip=[alt.Tooltip("s:Q", title="share of boxes", format=".1%")],
         )
-        .properties(height=300)
+        .properties(height=320)
     )
+    return chart
 
 
 def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bound: float | None) -> AnyChart:
@@ -248,7 +179,7 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
         .encode(
             x=alt.X("threshold:Q", title="threshold", scale=alt.Scale(zero=False)),
             y=alt.Y("value:Q", title=title, axis=alt.Axis(format=".1%", tickCount=5), scale=alt.Scale(zero=False)),
-            color=scale_of("split", {"val": OTHER, "test": POLICY}),
+            color=scale_of("split", {"val": OTHER, "test": POLICY}, lines=True),
             tooltip=[alt.Tooltip("split:N"), "threshold:Q", alt.Tooltip("value:Q", title=title, format=".1%")],
         )
     )
@@ -266,18 +197,12 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
     return alt.layer(lines, *marks).properties(height=220)
 
 
-def scale_of(field: str, colours: Mapping[str, str]) -> alt.Color:
-    """Return the colour channel of a field, its legend in the order given."""
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(title=None))
-
-
 def _colour_of(method: str) -> str:
     return METHOD_COLOURS.get(method, OTHER)
 
 
 def _name_bucket(bucket: str, num: int) -> str:
-    return f"{'not in pool' if bucket == 'none' else bucket}|n = {num}"
+    return f"{bucket}|n = {num}"
 
 
 def _take(interval: Mapping[str, float]) -> Row:

@@ -96,9 +96,7 @@ def list_cards(
         else:
             cards.append(Card(kind=kind, query=query, before=full, after=view))
     counts = {kind: sum(card.kind == kind for card in cards) for kind in KINDS}
-    return cards, Tally(
-        num_by_kind=counts, num_same_rank=num_same_rank, num_without_positive=num_without_positive
-    )
+    return cards, Tally(num_by_kind=counts, num_same_rank=num_same_rank, num_without_positive=num_without_positive)
 
 
 def pick_cards(cards: Sequence[Card], *, num_each: int = NUM_EACH) -> list[Card]:

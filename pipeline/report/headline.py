@@ -56,8 +56,7 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"Headroom: {_say(policy['headroom'])} of the oracle's gain is reached, the rest is not.")
     if rivals := _list_rivals(methods):
         lines.append(
-            f"Not clearly better than {rivals}: as many answers first within r-GRPO's interval, or more. Harm tells them "
-            "apart, if anything does."
+            f"Not clearly better at the first place than {rivals}: that lies within r-GRPO's interval, or above it."
         )
     return lines
 
@@ -68,7 +67,7 @@ def _list_rivals(methods: Mapping[str, Any]) -> str:
     if policy is None:
         return ""
     rivals = [
-        f"{METHOD_LABELS[name]} ({format_mean(metrics[_METRIC], 'share')}, harm {format_mean(metrics['harm_rate'], 'share')})"
+        f"{METHOD_LABELS[name]} ({_say(metrics[_METRIC])}, harm {_say(metrics['harm_rate'])})"
         for name, metrics in methods.items()
         if name not in ("rgrpo", "oracle") and metrics[_METRIC]["mean"] >= policy["low"]
     ]
@@ -76,7 +75,7 @@ def _list_rivals(methods: Mapping[str, Any]) -> str:
 
 
 def _say(interval: Mapping[str, Any]) -> str:
-    return f"{format_mean(interval, 'share')} [{format_range(interval, 'share')}]"
+    return f"{format_mean(interval, 'share')} [{format_range(interval, 'share')}]".replace(" ", "\u00a0")
 
 
 def _count(interval: Mapping[str, Any], num: int) -> str:

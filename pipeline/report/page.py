@@ -10,10 +10,10 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.report import table
-from pipeline.report.charts import CONFIG
-from pipeline.report.result_figures import Figure, draw_result_figures
 from pipeline.report.gallery import KINDS, NUM_EACH, Kind, Panel, Tally
 from pipeline.report.headline import write_headline
+from pipeline.report.result_figures import Figure, draw_result_figures
+from pipeline.report.theme import CONFIG
 from pipeline.report.training_figures import draw_training_figures
 from pipeline.types import Box, CurvePoint, Rollout
 
@@ -77,7 +77,8 @@ def render_page(inputs: ReportInputs) -> str:
         num_each=NUM_EACH,
         tally=inputs.tally,
         kinds=[(kind, *_KIND_TITLES[kind], sum(panel.kind == kind for panel in inputs.panels)) for kind in KINDS],
-        columns=table.COLUMNS,
+        ranking_columns=[column for column in table.COLUMNS if column.metric not in table.DECISION_METRICS],
+        decision_columns=[column for column in table.COLUMNS if column.metric in table.DECISION_METRICS],
         section_columns=[column for column in table.COLUMNS if column.metric in _SECTION_METRICS],
         labels=table.METHOD_LABELS,
         notes=table.METHOD_NOTES,

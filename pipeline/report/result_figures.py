@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report import charts
-from pipeline.report.charts import POLICY, AnyChart, Row
+from pipeline.report.theme import INK, REGION, AnyChart, Row, build_spec
 from pipeline.types import Box
 
 _SHOWN_BY_RANK = ("base", "sft", "rgrpo")
@@ -25,7 +25,7 @@ class Figure:
 
 def make_figure(key: str, title: str, note: str, chart: AnyChart) -> Figure:
     """Return the figure of a chart; title and note are also what a screen reader says of it."""
-    return Figure(key, title, note, charts.build_spec(chart, f"{title}. {note}"))
+    return Figure(key, title, note, build_spec(chart, f"{title}. {note}"))
 
 
 def draw_result_figures(
@@ -59,22 +59,24 @@ def _draw_methods(report: Mapping[str, Any]) -> Figure:
 
 def _draw_by_rank(by_rank: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Figure]:
     num_queries = sum(figures["num_queries"] for figures in by_rank["rgrpo"].values())
-    num_cropped = sum(figures["num_cropped"] for figures in by_rank["rgrpo"].values())
+    with_positive = {bucket: figures for bucket, figures in by_rank["rgrpo"].items() if bucket != "none"}
+    num_cropped = sum(figures["num_cropped"] for figures in with_positive.values())
     methods = [method for method in _SHOWN_BY_RANK if method in by_rank]
     return [
         make_figure(
             "rc_by_rank",
             "How often it crops",
-            f"Share of queries cropped, by where the full image puts the first positive; {num_queries:,} queries. A policy "
-            "that knows when the full image is enough has a low bar at rank 1. Lines: intervals.",
+            f"Share of queries cropped, by where the full image puts the first positive; {num_queries:,} queries. A "
+            "policy that knows when the full image is enough has a low bar at rank 1. None: no positive in the pool. "
+            "Lines: intervals.",
             charts.draw_rates_by_rank(by_rank, methods, "rc_rate", "share cropped"),
         ),
         make_figure(
             "success_by_rank",
             "What r-GRPO's crops bring",
-            f"Among the {num_cropped:,} cropped queries: share whose view ranks a positive first, and share whose "
-            "first positive stands higher than before (at rank 1 it cannot). Lines: intervals.",
-            charts.draw_success_by_rank(by_rank["rgrpo"]),
+            f"Among the {num_cropped:,} cropped queries with a positive in the pool: share whose view ranks one first, "
+            "and share whose first positive moved up (from rank 1 it cannot). Lines: intervals.",
+            charts.draw_success_by_rank(with_positive),
         ),
     ]
 
@@ -82,9 +84,9 @@ def _draw_by_rank(by_rank: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
 def _draw_coverage(crops: Sequence[Box], targets: Sequence[Box]) -> list[Figure]:
     if not crops:
         return []
-    shown = [("crops", "r-GRPO's crops", "The policy's boxes", crops, POLICY)]
+    shown = [("crops", "r-GRPO's crops", "The policy's boxes", crops, REGION)]
     if targets:
-        shown.append(("targets", "The things asked about", "Known target boxes of the same queries", targets, charts.SOFT))
+        shown.append(("targets", "The things asked about", "Known target boxes of the same queries", targets, INK))
     coverages = [charts.compute_coverage(boxes) for _, _, _, boxes, _ in shown]
     ceiling = max(float(coverage.max()) for coverage in coverages)
     return [
@@ -92,7 +94,7 @@ def _draw_coverage(crops: Sequence[Box], targets: Sequence[Box]) -> list[Figure]
             f"coverage_{key}",
             title,
             f"{words}: share of n = {len(boxes):,} boxes that cover each spot of the picture; {charts.GRID_SIDE} x "
-            f"{charts.GRID_SIDE} cells, pictures stretched to a square.",
+            f"{charts.GRID_SIDE} cells, all pictures stretched to one shape.",
             charts.draw_coverage(coverage, colour, ceiling),
         )
         for (key, title, words, boxes, colour), coverage in zip(shown, coverages, strict=True)

@@ -9,7 +9,7 @@ from typing import Final
 import altair as alt
 import numpy as np
 
-from pipeline.report.charts import FULL, INK, MALFORMED, PERCENT, POLICY, REGION, AnyChart, Row, scale_of
+from pipeline.report.theme import FULL, INK, MALFORMED, PERCENT, POLICY, REGION, AnyChart, Row, scale_of
 from pipeline.types import CurvePoint, Rollout
 
 Series = Mapping[int, float]
@@ -61,9 +61,9 @@ def choose_window(num_steps: int) -> int:
     return max(3, num_steps // 10 // 2 * 2 + 1)
 
 
-def draw_curve(series: Series, title: str, *, share: bool = False) -> AnyChart:
+def draw_curve(series: Series, axis_title: str, *, share: bool = False) -> AnyChart:
     """Return one figure by step: thin as logged, thick its running mean."""
-    return _draw_lines({title: series}, {title: POLICY}, title, share=share, legend=False)
+    return _draw_lines({axis_title: series}, {axis_title: POLICY}, axis_title, share=share, legend=False)
 
 
 def draw_arm_rewards(rewards: Mapping[str, Series]) -> AnyChart:
@@ -116,7 +116,7 @@ def draw_decision_balance(p_region: Series, p_full: Series) -> AnyChart:
             {"step": step, "opening": name, "p": share, "order": order}
             for order, (name, share) in enumerate(zip(colours, shares, strict=True))
         ]
-    return (
+    chart: alt.Chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_area(opacity=0.9)
         .encode(
@@ -134,6 +134,7 @@ def draw_decision_balance(p_region: Series, p_full: Series) -> AnyChart:
         )
         .properties(height=220)
     )
+    return chart
 
 
 def _draw_lines(
@@ -154,7 +155,7 @@ def _draw_lines(
         ]
     form = ".1%" if share else ".4g"
     axis = alt.Axis(format=PERCENT if share else "~g", tickCount=5)
-    colour = scale_of("series", colours)
+    colour = scale_of("series", colours, lines=True)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=_STEP,
         color=colour if legend else alt.value(next(iter(colours.values()))),
@@ -166,7 +167,8 @@ def _draw_lines(
         ],
     )
     # A share starts at 0, so that small ones look small; other figures fill their chart.
-    scale = alt.Scale(zero=share)
+    highest = max(row["value"] for row in rows)
+    scale = alt.Scale(domain=[0, max(highest, 0.05)]) if share else alt.Scale(zero=False)
     raw = base.mark_line(strokeWidth=1, opacity=0.45).encode(y=alt.Y("value:Q", title=title, scale=scale, axis=axis))
     mean = base.mark_line(strokeWidth=2.5).encode(y="smooth:Q")
     # Lines are hard to hit with a pointer.

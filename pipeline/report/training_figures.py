@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.report import training_charts as training
 from pipeline.report.result_figures import Figure, make_figure
 from pipeline.report.training_charts import REWARD_PARTS, Series
 from pipeline.types import CurvePoint, Rollout
 
-_RGRPO_CURVES = (
-    ("reward", "Reward", "Mean over all completions of a step.", False),
-    ("kl", "KL to the SFT policy", "How far the policy has moved from where it began, in nats a token.", False),
-    ("entropy", "Entropy", "Of the policy's tokens, in nats; at 0 it samples nothing new.", False),
+SeriesByMetric = Mapping[str, Series]
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """One figure by step, and the words that go with it."""
+
+    metric: str
+    title: str
+    axis: str
+    note: str
+    share: bool = False
+
+    def draw(self, series: Series) -> Figure:
+        note = f"{self.note} {_count_steps(series)}"
+        return make_figure(self.metric, self.title, note, training.draw_curve(series, self.axis, share=self.share))
+
+
+_SFT = (
+    _Curve("sft_loss", "SFT loss", "nats a token", "Cross-entropy of the label's tokens."),
+    _Curve(
+        "sft_token_accuracy",
+        "SFT token accuracy",
+        "share of tokens",
+        "Share of the label's tokens that the policy ranks first, given those before.",
+        share=True,
+    ),
+)
+_RGRPO = (
+    _Curve("reward", "Reward", "mean reward", "Mean over all completions of a step."),
+    _Curve("kl", "KL to the SFT policy", "nats a token", "How far the policy has moved from where it began."),
+    _Curve("entropy", "Entropy", "nats a token", "Of what the policy samples; at 0 it tries nothing new."),
+)
+_NO_SIGNAL = _Curve(
+    "zero_signal_groups",
+    "Groups without signal",
+    "share of groups",
+    "Share of groups whose rows all earn the same, so that nothing is learned from them.",
+    share=True,
 )
 
 
@@ -28,32 +64,18 @@ def draw_training_figures(
     """
     series = training.collect_series(train_curve)
     return {
-        "sft": _draw_sft(training.collect_series(warmup_curve)),
-        "rgrpo": [
-            _draw_curve(key, series[key], title, note, share=share)
-            for key, title, note, share in _RGRPO_CURVES
-            if key in series
-        ],
+        "sft": _draw_curves(_SFT, training.collect_series(warmup_curve)),
+        "rgrpo": _draw_curves(_RGRPO, series),
         "reward": [*_draw_parts(series), *_draw_arms(rollouts)],
         "decisions": _draw_decisions(series),
     }
 
 
-def _draw_sft(series: dict[str, dict[int, float]]) -> list[Figure]:
-    shown = (
-        ("sft_loss", "SFT loss", "Cross-entropy of the label's tokens, in nats a token.", False),
-        ("sft_token_accuracy", "SFT token accuracy", "Share of the label's tokens that the policy ranks first, given those before.", True),
-    )
-    return [
-        _draw_curve(key, series[key], title, note, share=share) for key, title, note, share in shown if key in series
-    ]
+def _draw_curves(curves: Sequence[_Curve], series: SeriesByMetric) -> list[Figure]:
+    return [curve.draw(series[curve.metric]) for curve in curves if curve.metric in series]
 
 
-def _draw_curve(key: str, series: Series, title: str, note: str, *, share: bool) -> Figure:
-    return make_figure(key, title, f"{note} {_count_steps(series)}", training.draw_curve(series, title, share=share))
-
-
-def _draw_parts(series: dict[str, dict[int, float]]) -> list[Figure]:
+def _draw_parts(series: SeriesByMetric) -> list[Figure]:
     if not all(metric in series for metric in REWARD_PARTS):
         return []
     note = (
@@ -74,7 +96,7 @@ def _draw_arms(rollouts: Sequence[Rollout]) -> list[Figure]:
     return [make_figure("arm_rewards", "Reward by arm", note, training.draw_arm_rewards(rewards))]
 
 
-def _draw_decisions(series: dict[str, dict[int, float]]) -> list[Figure]:
+def _draw_decisions(series: SeriesByMetric) -> list[Figure]:
     figures = []
     if {"p_region", "p_full"} <= series.keys():
         note = "Mean probability that the policy gives each opening, over the queries of a step; as logged."
@@ -84,12 +106,7 @@ def _draw_decisions(series: dict[str, dict[int, float]]) -> list[Figure]:
         rates = series["free_region_rate"], series["malformed_rate"]
         note = f"How the rows that were free to decide did decide. {_count_steps(rates[0])}"
         figures.append(make_figure("free_rates", "RC rate of free rows", note, training.draw_free_rates(*rates)))
-    if "zero_signal_groups" in series:
-        note = "Share of groups whose rows all earn the same, so that nothing is learned from them."
-        figures.append(
-            _draw_curve("zero_signal_groups", series["zero_signal_groups"], "Groups without signal", note, share=True)
-        )
-    return figures
+    return figures + _draw_curves([_NO_SIGNAL], series)
 
 
 def _count_steps(series: Series) -> str:
