@@ -41,19 +41,20 @@ def _name_direction(low: float, high: float) -> str:
         return "Cropping by the policy ranks more answers first than the full image does."
     if high < 0:
         return "Cropping by the policy ranks fewer answers first than the full image does."
-    return "No difference between the policy and the full image was measured: the interval of it holds 0."
+    return "No clear difference between the policy and the full image: the interval of the difference holds 0."
 
 
 def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
     methods, num = report["methods"], report["num_queries"]
     policy = methods["rgrpo"]
-    lost = f"Harm: {_count(policy['harm_rate'], num)} queries that the full image gets right are lost by the crop"
+    lost = f"Harm: {_count(policy['harm_rate'], num)} queries that the full image gets right the policy gets wrong"
     given = policy["harm_given_first"]
     lost += "." if given is None else f", {_say(given)} of those it gets right."
     malformed = f"Malformed: {_count(policy['malformed_rate'], num)} answers are no decision; each counts as a miss."
     lines = [lost, malformed]
     if policy["headroom"] is not None:
-        lines.append(f"Headroom: {_say(policy['headroom'])} of the oracle's gain is reached, the rest is not.")
+        reached = _say(policy["headroom"])
+        lines.append(f"Headroom: {reached} of the oracle's gain is reached; 100 % is the most that a view can bring.")
     if rivals := _list_rivals(methods):
         lines.append(
             f"Not clearly better at the first place than {rivals}: that lies within r-GRPO's interval, or above it."

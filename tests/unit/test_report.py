@@ -119,7 +119,8 @@ def _build_report(*, low: float, high: float) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.1, 0.5, "more answers"), (-0.5, -0.1, "fewer answers"), (-0.1, 0.5, "No difference")]
+    ("low", "high", "said"),
+    [(0.1, 0.5, "more answers"), (-0.5, -0.1, "fewer answers"), (-0.1, 0.5, "No clear difference")],
 )
 def test_headline_says_no_more_than_the_interval(low: float, high: float, said: str) -> None:
     assert said in write_headline(_build_report(low=low, high=high)).result
