@@ -5,6 +5,7 @@ Pure functions from records to altair charts; nothing is read or written. Every 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -13,11 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.report.table import METHOD_LABELS
-from pipeline.report.theme import INK, MALFORMED, METHOD_COLOURS, OTHER, PERCENT, POLICY, AnyChart, Row, scale_of
+from pipeline.report.theme import INK, METHOD_COLOURS, OTHER, PERCENT, POLICY, AnyChart, Row, scale_of
 from pipeline.types import Box
 
 F64 = npt.NDArray[np.float64]
 GRID_SIDE: Final = 28
+# Thresholds of 0 and above 1 have no finite log odds: they stand at the edges, by the name of what they do.
+_EDGE: Final = 9
+_NAME_ODDS: Final = (
+    f"datum.value <= -{_EDGE} ? 'always' : datum.value >= {_EDGE} ? 'never' : "
+    "format(1 / (1 + exp(-datum.value)), '.4~p')"
+)
 
 
 def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart:
@@ -168,7 +175,7 @@ def draw_coverage(coverage: F64, colour: str, ceiling: float) -> AnyChart:
 def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bound: float | None) -> AnyChart:
     """Return a figure against the threshold on both splits, the chosen threshold and, for harm, its bound."""
     rows = [
-        {"threshold": point["threshold"], "value": point[metric], "split": split}
+        {"at": _place(point["threshold"]), "threshold": point["threshold"], "value": point[metric], "split": split}
         for split in ("val", "test")
         for point in threshold[f"{split}_curve"]
         if point[metric] is not None
@@ -177,7 +184,12 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=2)
         .encode(
-            x=alt.X("threshold:Q", title="threshold", scale=alt.Scale(zero=False)),
+            x=alt.X(
+                "at:Q",
+                title="crop where p(REGION) is at least, in steps of log odds",
+                scale=alt.Scale(domain=[-_EDGE, _EDGE], nice=False),
+                axis=alt.Axis(values=[-_EDGE, -6, -3, 0, 3, 6, _EDGE], labelExpr=_NAME_ODDS, grid=False),
+            ),
             y=alt.Y("value:Q", title=title, axis=alt.Axis(format=".1%", tickCount=5), scale=alt.Scale(zero=False)),
             color=scale_of("split", {"val": OTHER, "test": POLICY}, lines=True),
             tooltip=[alt.Tooltip("split:N"), "threshold:Q", alt.Tooltip("value:Q", title=title, format=".1%")],
@@ -185,13 +197,13 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
     )
     marks = []
     if threshold["chosen"] is not None:
-        at = alt.Data(values=[{"at": threshold["chosen"]}])
-        marks.append(alt.Chart(at).mark_rule(strokeDash=[4, 3]).encode(x="at:Q", tooltip=alt.Tooltip("at:Q")))
+        at = alt.Data(values=[{"at": _place(threshold["chosen"]), "threshold": threshold["chosen"]}])
+        marks.append(alt.Chart(at).mark_rule(strokeDash=[4, 3]).encode(x="at:Q", tooltip="threshold:Q"))
     if bound is not None:
         at = alt.Data(values=[{"at": bound}])
         marks.append(
             alt.Chart(at)
-            .mark_rule(color=MALFORMED, strokeWidth=1.5)
+            .mark_rule(color="var(--bad)", strokeWidth=1.5)
             .encode(y="at:Q", tooltip=alt.Tooltip("at:Q", title="bound", format=".1%"))
         )
     return alt.layer(lines, *marks).properties(height=220)
@@ -199,6 +211,13 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
 
 def _colour_of(method: str) -> str:
     return METHOD_COLOURS.get(method, OTHER)
+
+
+def _place(threshold: float) -> float:
+    """Return the log odds of a threshold, at most `_EDGE` either way."""
+    if not 0.0 < threshold < 1.0:
+        return -_EDGE if threshold <= 0.0 else _EDGE
+    return min(_EDGE, max(-_EDGE, math.log(threshold / (1.0 - threshold))))
 
 
 def _name_bucket(bucket: str, num: int) -> str:

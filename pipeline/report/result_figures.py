@@ -103,12 +103,13 @@ def _draw_coverage(crops: Sequence[Box], targets: Sequence[Box]) -> list[Figure]
 
 def _draw_threshold(threshold: Mapping[str, Any]) -> list[Figure]:
     chosen = threshold["chosen"]
-    said = "no threshold keeps it" if chosen is None else f"chosen on val: {chosen:g} (dashed)"
+    said = "no threshold keeps it" if chosen is None else f"chosen on val: {chosen:.4g} (dashed)"
     return [
         make_figure(
             "threshold_harm",
             "Harm against the threshold",
-            f"Share of all queries that lose their first place. Bound {100 * threshold['harm_bound']:g} %; {said}.",
+            f"Share of all queries that lose their first place. Line: bound of "
+            f"{100 * threshold['harm_bound']:g} %; {said}.",
             charts.draw_threshold(threshold, "harm_rate", "harm", bound=threshold["harm_bound"]),
         ),
         make_figure(

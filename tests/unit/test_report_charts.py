@@ -126,6 +126,13 @@ def test_sections_of_behaviour_appear_when_they_were_measured() -> None:
     assert keys == ["methods", "rc_by_rank", "success_by_rank", "coverage_crops", "threshold_harm", "threshold_recall"]
 
 
+def test_thresholds_stand_by_log_odds_and_the_endless_ones_at_the_edges() -> None:
+    curve = [{"threshold": t, "harm_rate": 0.1} for t in (0.0, 0.5, 0.95, 1.01)]
+    threshold = {"chosen": None, "val_curve": curve, "test_curve": []}
+    rows = _read_rows(build_spec(charts.draw_threshold(threshold, "harm_rate", "harm", bound=None), "harm"))
+    assert [row["at"] for row in rows] == [-9, 0.0, pytest.approx(2.944, abs=1e-3), 9]
+
+
 def test_no_threshold_that_keeps_the_bound_is_said() -> None:
     behaviour = {"threshold": {**fakes.build_behaviour()["threshold"], "chosen": None}}
     report = {
