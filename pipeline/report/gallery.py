@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from PIL import Image
 
@@ -15,8 +15,10 @@ from pipeline.images import load_upright
 from pipeline.types import Box, Document, Pool, Query, QueryResult
 
 Kind = Literal["win", "loss", "kept"]
-SHOWN_DEPTH = 5
-_QUERY_SIDE_PX = 360
+KINDS: Final[tuple[Kind, ...]] = ("win", "loss", "kept")
+SHOWN_DEPTH: Final = 5
+NUM_EACH: Final = 8
+_QUERY_SIDE_PX = 400
 _DOCUMENT_SIDE_PX = 72
 
 
@@ -28,6 +30,21 @@ class Card:
     query: Query
     before: QueryResult
     after: QueryResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """How all test queries came out, so that the gallery's choice can be weighed.
+
+    Attributes:
+        num_by_kind: queries of each kind that the gallery shows.
+        num_same_rank: cropped, and the first positive stands where it stood.
+        num_without_positive: the pool holds no positive, so no view can change the rank.
+    """
+
+    num_by_kind: Mapping[Kind, int]
+    num_same_rank: int
+    num_without_positive: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,30 +76,55 @@ class Panel:
     after: tuple[Candidate, ...]
 
 
-def pick_cards(
-    queries: Sequence[Query],
-    before: Sequence[QueryResult],
-    after: Sequence[QueryResult],
-    *,
-    num_each: int = 8,
-) -> list[Card]:
-    """Pick the clearest wins and losses, and abstentions spread over the table; at most `num_each` of each.
+def list_cards(
+    queries: Sequence[Query], before: Sequence[QueryResult], after: Sequence[QueryResult]
+) -> tuple[list[Card], Tally]:
+    """Return every query that a gallery could show, in test order, and how all of them came out.
 
     Args:
         queries: test queries, aligned with both row lists.
         before: rows of the full image.
         after: rows of the policy.
-        num_each: cards of each kind.
     """
-    triples = list(zip(queries, before, after, strict=True))
-    cards = [Card(kind=_name_kind(b, a), query=q, before=b, after=a) for q, b, a in triples if _is_telling(b, a)]
-    picked: list[Card] = []
+    cards: list[Card] = []
+    num_same_rank = num_without_positive = 0
+    for query, full, view in zip(queries, before, after, strict=True):
+        if full.first_rank is None:
+            num_without_positive += 1
+        elif (kind := _name_kind(full, view)) is None:
+            num_same_rank += 1
+        else:
+            cards.append(Card(kind=kind, query=query, before=full, after=view))
+    counts = {kind: sum(card.kind == kind for card in cards) for kind in KINDS}
+    return cards, Tally(num_by_kind=counts, num_same_rank=num_same_rank, num_without_positive=num_without_positive)
+
+
+def pick_cards(cards: Sequence[Card], *, num_each: int = NUM_EACH) -> list[Card]:
+    """Pick the clearest wins and losses, and abstentions spread over the table: `num_each` of each kind.
+
+    Where a kind has fewer, the other kinds fill up to `num_each` times the number of kinds.
+    """
+    ordered = {kind: [card for card in cards if card.kind == kind] for kind in KINDS}
     for kind in ("win", "loss"):
-        moved = [card for card in cards if card.kind == kind]
-        moved.sort(key=lambda card: -abs(card.after.reciprocal_rank - card.before.reciprocal_rank))
-        picked += moved[:num_each]
-    kept = [card for card in cards if card.kind == "kept"]
-    return picked + kept[:: max(1, len(kept) // num_each)][:num_each]
+        ordered[kind].sort(key=lambda card: -abs(card.after.reciprocal_rank - card.before.reciprocal_rank))
+    kept = ordered["kept"]
+    ordered["kept"] = [kept[i] for i in _spread(len(kept))]
+    num_shown = {kind: min(num_each, len(ordered[kind])) for kind in KINDS}
+    for kind in KINDS:
+        missing = num_each * len(KINDS) - sum(num_shown.values())
+        num_shown[kind] += min(missing, len(ordered[kind]) - num_shown[kind])
+    return [card for kind in KINDS for card in ordered[kind][: num_shown[kind]]]
+
+
+def _spread(num: int) -> list[int]:
+    """Return 0 to num - 1 in an order whose every beginning is spread over the whole range.
+
+    >>> _spread(6)
+    [0, 4, 2, 1, 5, 3]
+    """
+    width = max(1, (num - 1).bit_length())
+    reversed_bits = (int(f"{i:0{width}b}"[::-1], 2) for i in range(2**width))
+    return [i for i in reversed_bits if i < num]
 
 
 def build_panels(
@@ -138,14 +180,11 @@ def build_panels(
     ]
 
 
-def _is_telling(before: QueryResult, after: QueryResult) -> bool:
-    kept = after.decision == "full" and before.first_rank is not None
-    return kept or after.reciprocal_rank != before.reciprocal_rank
-
-
-def _name_kind(before: QueryResult, after: QueryResult) -> Kind:
-    if after.reciprocal_rank == before.reciprocal_rank:
+def _name_kind(before: QueryResult, after: QueryResult) -> Kind | None:
+    if after.decision == "full":
         return "kept"
+    if after.reciprocal_rank == before.reciprocal_rank:
+        return None
     return "win" if after.reciprocal_rank > before.reciprocal_rank else "loss"
 
 
@@ -153,5 +192,5 @@ def _encode_jpeg(image: Image.Image, side_px: int) -> str:
     small = image.copy()
     small.thumbnail((side_px, side_px))
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=80)
+    small.save(buffer, format="JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,29 +1,58 @@
-"""report.html: one page with its pictures, charts and style inside; it asks the network for nothing."""
+"""report.html: one page with its pictures, charts, style and scripts inside; it asks the network for nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
+import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.report import table
-from pipeline.report.gallery import Panel
+from pipeline.report.gallery import KINDS, NUM_EACH, Kind, Panel, Tally
+from pipeline.report.headline import write_headline
+from pipeline.report.result_figures import Figure, draw_result_figures
+from pipeline.report.theme import CONFIG
+from pipeline.report.training_figures import draw_training_figures
+from pipeline.types import Box, CurvePoint, Rollout
 
-_KINDS = (
-    ("win", "Wins", "the policy's view ranks the answer higher than the full image does"),
-    ("loss", "Losses", "its view ranks the answer lower"),
-    ("kept", "Abstentions", "it kept the full image"),
-)
+_KIND_TITLES: Final[Mapping[Kind, tuple[str, str]]] = {
+    "win": ("Wins", "the policy's view ranks the first positive higher than the full image does"),
+    "loss": ("Losses", "its view ranks it lower, or its answer is malformed"),
+    "kept": ("Abstentions", "it kept the full image"),
+}
+_SECTION_METRICS: Final = ("cond_recall_at_1", "mrr", "rc_rate", "harm_rate", "malformed_rate")
+PROVENANCE: Final = ("params_sha256", "data_md5", "pools_sha256", "git_commit", "seed", "confidence", "pool_size")
 
 
-def render_page(report: Mapping[str, Any], panels: Sequence[Panel]) -> str:
-    """Return the page.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportInputs:
+    """What the page shows.
 
-    Args:
+    Attributes:
         report: content of report.json.
         panels: the gallery.
+        tally: how all test queries came out.
+        crops: the policy's boxes, one per cropped query.
+        targets: boxes of the things asked about in those same queries, where known.
+        warmup_curve: figures of the SFT by step; empty where an evaluation borrows its policies from another run.
+        train_curve: figures of r-GRPO by step; likewise.
+        rollouts: completions of r-GRPO; likewise.
     """
+
+    report: Mapping[str, Any]
+    panels: Sequence[Panel]
+    tally: Tally
+    crops: Sequence[Box]
+    targets: Sequence[Box]
+    warmup_curve: Sequence[CurvePoint]
+    train_curve: Sequence[CurvePoint]
+    rollouts: Sequence[Rollout]
+
+
+def render_page(inputs: ReportInputs) -> str:
+    """Return the page."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=True,
@@ -31,14 +60,33 @@ def render_page(report: Mapping[str, Any], panels: Sequence[Panel]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    groups = [(kind, title, note, [p for p in panels if p.kind == kind]) for kind, title, note in _KINDS]
+    report = inputs.report
+    results = draw_result_figures(report, inputs.crops, inputs.targets)
+    trainings = draw_training_figures(inputs.warmup_curve, inputs.train_curve, inputs.rollouts)
     return environment.get_template("report.html.j2").render(
         report=report,
-        groups=groups,
-        columns=table.COLUMNS,
+        behaviour=report.get("behaviour", {}),
+        headline=write_headline(report),
+        provenance=PROVENANCE,
+        results=results,
+        trainings=trainings,
+        specs={figure.key: figure.spec for figure in _walk(results, trainings)},
+        config=CONFIG,
+        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        panels=inputs.panels,
+        num_each=NUM_EACH,
+        tally=inputs.tally,
+        kinds=[(kind, *_KIND_TITLES[kind], sum(panel.kind == kind for panel in inputs.panels)) for kind in KINDS],
+        ranking_columns=[column for column in table.COLUMNS if column.metric not in table.DECISION_METRICS],
+        decision_columns=[column for column in table.COLUMNS if column.metric in table.DECISION_METRICS],
+        section_columns=[column for column in table.COLUMNS if column.metric in _SECTION_METRICS],
         labels=table.METHOD_LABELS,
         notes=table.METHOD_NOTES,
         mean=table.format_mean,
         span=table.format_range,
         difference=table.format_difference,
     )
+
+
+def _walk(*sections: Mapping[str, Sequence[Figure]]) -> list[Figure]:
+    return [figure for section in sections for figures in section.values() for figure in figures]

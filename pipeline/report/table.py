@@ -64,6 +64,10 @@ COLUMNS = (
 )
 
 
+DECISION_METRICS = frozenset({"rc_rate", "harm_rate", "harm_given_first", "malformed_rate", "iou"})
+"""Metrics of what a method decides; the others are metrics of the ranking."""
+
+
 def format_number(value: float, kind: Kind) -> str:
     """Return a figure as people read it.
 

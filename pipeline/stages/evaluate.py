@@ -15,18 +15,20 @@ from pipeline.evaluation.test_set import hash_pools, load_test_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.scorer import FrozenScorer
-from pipeline.report.gallery import build_panels, pick_cards
-from pipeline.report.page import render_page
+from pipeline.report.gallery import build_panels, list_cards, pick_cards
+from pipeline.report.page import ReportInputs, render_page
 from pipeline.store import (
+    load_curves,
     load_documents,
     load_qrels,
+    load_rollouts,
     replace_dir,
     save_results,
     write_json,
     write_text,
 )
 from pipeline.tracking import StageRun, read_commit, read_data_md5
-from pipeline.types import Pool, Query, QueryResult
+from pipeline.types import CurvePoint, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -136,16 +138,33 @@ def _render(
     params: Params,
     workspace: Workspace,
 ) -> str:
-    cards = pick_cards(queries, by_method["full"], by_method["rgrpo"])
-    documents = {d.doc_id: d for d in load_documents(workspace.tables_dir / "documents.parquet")}
+    cards, tally = list_cards(queries, by_method["full"], by_method["rgrpo"])
     panels = build_panels(
-        cards,
+        pick_cards(cards),
         {pool.query_id: pool for pool in pools},
-        documents,
+        {d.doc_id: d for d in load_documents(workspace.tables_dir / "documents.parquet")},
         workspace.data_dir,
         max_pixels=params.data.max_image_pixels,
     )
-    return render_page(report.as_json(), panels)
+    cropped = [(query, row.box) for query, row in zip(queries, by_method["rgrpo"], strict=True) if row.box is not None]
+    rollouts_path = workspace.rollouts_dir / "rollouts.parquet"
+    return render_page(
+        ReportInputs(
+            report=report.as_json(),
+            panels=panels,
+            tally=tally,
+            crops=[box for _, box in cropped],
+            targets=[query.target_box for query, _ in cropped if query.target_box is not None],
+            warmup_curve=_load_curve(workspace.curve_path("warmup")),
+            train_curve=_load_curve(workspace.curve_path("train")),
+            rollouts=load_rollouts(rollouts_path) if rollouts_path.is_file() else (),
+        )
+    )
+
+
+def _load_curve(path: Path) -> Sequence[CurvePoint]:
+    # Another world's evaluation borrows its policies, so no training lies beside it.
+    return load_curves(path) if path.is_file() else ()
 
 
 def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]:

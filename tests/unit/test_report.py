@@ -1,7 +1,8 @@
-"""The result table's number formats, and which queries the gallery shows."""
+"""The result table's number formats, the headline, which queries the gallery shows, and the page."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,21 @@ import pytest
 from pipeline.evaluation.figures import METRICS
 from pipeline.evaluation.methods import METHODS
 from pipeline.report import table
-from pipeline.report.gallery import build_panels, pick_cards
-from pipeline.report.page import render_page
+from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
+from pipeline.report.headline import write_headline
+from pipeline.report.page import ReportInputs, render_page
 from pipeline.stages import evaluate
 from pipeline.store import load_documents, load_results, read_json
 from pipeline.tracking import null_run
+from pipeline.types import Query, QueryResult
+from tests.unit import report_fakes as fakes
 from tests.unit.evaluation_fakes import PARAMS, build_fake_world
 
 
 def test_every_method_and_metric_has_a_name() -> None:
     assert tuple(table.METHOD_LABELS) == tuple(table.METHOD_NOTES) == METHODS
     assert {column.metric for column in table.COLUMNS} == set(METRICS)
+    assert set(METRICS) > table.DECISION_METRICS
 
 
 def test_numbers_read_as_people_expect() -> None:
@@ -37,19 +42,133 @@ def test_difference_tells_sign_interval_and_p() -> None:
     assert table.format_difference(None, "share") == table.NO_VALUE
 
 
-def test_gallery_shows_wins_losses_and_abstentions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _build_pair(number: int, before: int | None, after: int | None, decision: str = "region") -> tuple:
+    def build_row(method: str, rank: int | None, decided: str) -> QueryResult:
+        return QueryResult(
+            query_id=f"q{number}",
+            method=method,
+            decision=decided,  # type: ignore[arg-type]
+            box=None,
+            doc_ids=(),
+            scores=(),
+            first_rank=rank,
+            reciprocal_rank=0.0 if rank is None else 1.0 / rank,
+            ndcg=0.0,
+            margin=None,
+            iou=None,
+            completion=None,
+        )
+
+    query = Query(query_id=f"q{number}", split="test", question="?", image_path="x", width_px=4, height_px=3)
+    return query, build_row("full", before, "full"), build_row("rgrpo", after, decision)
+
+
+def _list_cards(*pairs: tuple) -> tuple[list[Card], object]:
+    queries, before, after = zip(*pairs, strict=True)
+    return list_cards(queries, before, after)
+
+
+def test_every_test_query_is_counted_once() -> None:
+    cards, tally = _list_cards(
+        _build_pair(0, 5, 1),
+        _build_pair(1, 1, 4),
+        _build_pair(2, 2, None, "malformed"),
+        _build_pair(3, 3, 3, "full"),
+        _build_pair(4, 2, 2),
+        _build_pair(5, None, None),
+    )
+    assert [card.kind for card in cards] == ["win", "loss", "loss", "kept"]
+    assert tally.num_by_kind == {"win": 1, "loss": 2, "kept": 1}
+    assert (tally.num_same_rank, tally.num_without_positive) == (1, 1)
+
+
+def test_gallery_picks_the_clearest_and_fills_up_where_losses_are_few() -> None:
+    pairs = [_build_pair(n, n + 2, 1) for n in range(10)]
+    pairs += [_build_pair(10, 1, 2)]
+    pairs += [_build_pair(20 + n, 3, 3, "full") for n in range(10)]
+    cards, _ = _list_cards(*pairs)
+    picked = pick_cards(cards, num_each=4)
+    kinds = [card.kind for card in picked]
+    assert {kind: kinds.count(kind) for kind in ("win", "loss", "kept")} == {"win": 7, "loss": 1, "kept": 4}
+    assert picked[0].query.query_id == "q9"
+
+
+def test_abstentions_are_spread_over_the_table() -> None:
+    cards, _ = _list_cards(*(_build_pair(n, 3, 3, "full") for n in range(100)))
+    numbers = [int(card.query.query_id[1:]) for card in pick_cards(cards, num_each=2)]
+    assert len(set(numbers)) == 6
+    assert min(numbers) < 20 and max(numbers) > 75
+
+
+def _build_report(*, low: float, high: float) -> dict:
+    def build_row(share: float) -> dict:
+        return {"cond_recall_at_1": fakes.build_interval(share), "harm_rate": fakes.build_interval(0.1)}
+
+    policy = {
+        **build_row(0.6),
+        "harm_given_first": fakes.build_interval(0.2),
+        "malformed_rate": {"mean": 0.05, "low": 0.0, "high": 0.1},
+        "headroom": fakes.build_interval(0.4),
+    }
+    return {
+        "num_queries": 40,
+        "num_with_positive": 30,
+        "methods": {"full": build_row(0.3), "base": build_row(0.55), "rgrpo": policy, "oracle": build_row(0.9)},
+        "paired": {"rgrpo_minus_full": {"cond_recall_at_1": {"mean": 0.3, "low": low, "high": high, "p_value": 0.1}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.1, 0.5, "more answers"), (-0.5, -0.1, "fewer answers"), (-0.1, 0.5, "No clear difference")],
+)
+def test_headline_says_no_more_than_the_interval(low: float, high: float, said: str) -> None:
+    assert said in write_headline(_build_report(low=low, high=high)).result
+
+
+def test_headline_names_what_falls_short() -> None:
+    lines = " ".join(write_headline(_build_report(low=0.1, high=0.5)).shortfalls).replace("\u00a0", " ")
+    assert "Harm: 4 of 40 (10.0 % [0.0 to 20.0])" in lines
+    assert "Malformed: 2 of 40" in lines
+    assert "40.0 % [30.0 to 50.0] of the oracle's gain" in lines
+    assert "than base VLM" in lines
+    assert "full image (" not in lines
+    assert "oracle (ceiling)" not in lines
+
+
+def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_fake_world(tmp_path, monkeypatch)
     evaluate.run(PARAMS, world.workspace, null_run())
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     before, after = ([row for row in rows if row.method == method] for method in ("full", "rgrpo"))
-    cards = pick_cards(world.queries, before, after, num_each=2)
-    kinds = [card.kind for card in cards]
-    assert kinds == sorted(kinds, key=("win", "loss", "kept").index)
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"win": 2, "loss": 2, "kept": 2}
+    cards, tally = list_cards(world.queries, before, after)
+    picked = pick_cards(cards, num_each=2)
     documents = {d.doc_id: d for d in load_documents(world.workspace.tables_dir / "documents.parquet")}
     pools = {pool.query_id: pool for pool in world.pools}
-    panels = build_panels(cards, pools, documents, world.workspace.data_dir, max_pixels=10_000)
+    panels = build_panels(picked, pools, documents, world.workspace.data_dir, max_pixels=10_000)
     assert all(panel.picture.startswith("data:image/jpeg;base64,") for panel in panels)
-    page = render_page(read_json(world.workspace.evaluation_dir / "report.json"), panels)
-    assert page.count("<article>") == len(cards)
-    assert "http" not in page.replace("http-equiv", "")
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    inputs = ReportInputs(
+        report={**report, "behaviour": fakes.build_behaviour()},
+        panels=panels,
+        tally=tally,
+        crops=[row.box for row in after if row.box is not None],
+        targets=[],
+        warmup_curve=fakes.build_warmup_curve(),
+        train_curve=fakes.build_train_curve(),
+        rollouts=fakes.build_rollouts(),
+    )
+    page = render_page(inputs)
+    assert page.count("<article ") == len(picked)
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert re.findall(r'(?:src|href)="(?!data:|#)', markup) == []
+    assert page.count("</script>") == 3  # neither bundle nor data may end its element early
+    assert "Under another frozen encoder" in page
+    bare = render_page(
+        ReportInputs(
+            report=report, panels=[], tally=tally, crops=[], targets=[], warmup_curve=(), train_curve=(), rollouts=()
+        )
+    )
+    assert "The policy cropped no query" in bare
+    assert 'id="training"' not in bare
+    assert "Under another frozen encoder" not in bare
