@@ -28,7 +28,7 @@ MAX_P_REGION = 0.001
 
 MAX_ROUNDS = 30
 RATE_FACTOR = 3.0
-"""The warm-up's rate times this: at its own, the last queries that still open a region hold out for dozens of rounds."""
+"""The warm-up's rate times this: at its own, the last queries that open a region hold out for dozens of rounds."""
 
 NUM_CHECKED = 64
 
