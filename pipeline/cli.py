@@ -183,6 +183,7 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
             for pair, values in report["paired"].items()
         },
         **{name: report[name] for name in ("num_queries", "num_with_positive", "params_sha256", "data_md5")},
+        "behaviour": report["behaviour"],
     }
 
 

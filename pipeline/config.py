@@ -160,10 +160,18 @@ class TrainParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """Methods are fixed; how sure we want to be of their differences is not."""
+    """Methods are fixed; how sure we want to be of their differences, and how the policy is probed, are not."""
 
     num_resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="bootstrap and randomisation draws")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    harm_bound: Fraction = Field(
+        default=0.02, description="share of val queries that the threshold on p(REGION) may harm"
+    )
+    num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
+    transfer_scorer: str | None = Field(
+        default="builtin:tiny-siglip",
+        description="second frozen scorer that re-ranks the same pools; model folder or builtin:NAME, empty for none",
+    )
 
 
 class RegisterParams(_Section):

@@ -7,7 +7,7 @@ import json
 
 from pipeline.config import Params
 from pipeline.errors import StageError
-from pipeline.evaluation.test_set import hash_pools, load_test_set
+from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.learn.model_folder import compute_model_digest
 from pipeline.store import read_json
 from pipeline.workspace import Workspace
@@ -29,7 +29,7 @@ def compute_basis(params: Params, workspace: Workspace) -> str:
     content = [
         {name: tree[name] for name in SECTIONS},
         compute_model_digest(workspace.sft_dir),
-        hash_pools(load_test_set(workspace)[1]),
+        hash_pools(load_query_set(workspace, "test").pools),
         read_json(workspace.pools_dir / "meta.json", stage="retrieve"),
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -23,7 +23,7 @@ from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import ResultTable
 from pipeline.evaluation.methods import ask_policy, choose_full, score_choices
-from pipeline.evaluation.test_set import load_test_set
+from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.grpo import train_rgrpo
 from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy
@@ -54,14 +54,14 @@ class Bench:
         Raises:
             StageError: a stage has not run.
         """
-        queries, pools = load_test_set(workspace)
+        test = load_query_set(workspace, "test")
         scorer = FrozenScorer.load(params, workspace)
         questions = {
             query_id: scorer.queries[query_id].question
             for query_id, pool in sorted(scorer.pools.items())
             if pool.split == "train"
         }
-        return cls(workspace=workspace, scorer=scorer, questions=questions, queries=queries, pools=pools)
+        return cls(workspace=workspace, scorer=scorer, questions=questions, queries=test.queries, pools=test.pools)
 
 
 def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pipeline.config import EvaluateParams, Params
 from pipeline.core.significance import Interval, bootstrap_seeds, bootstrap_seeds_difference
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import ResultTable
-from pipeline.evaluation.test_set import load_test_set
+from pipeline.evaluation.query_set import load_query_set
 from pipeline.store import load_curves, load_results, read_json
 from pipeline.types import CurvePoint
 from pipeline.workspace import Workspace
@@ -123,7 +123,7 @@ def _load_arm(result: Mapping[str, Any], workspace: Workspace) -> ArmResult:
         name=result["arm"],
         seeds=seeds,
         start=result["start"],
-        table=ResultTable(load_results(folder / "results.parquet"), load_test_set(workspace)[1]),
+        table=ResultTable(load_results(folder / "results.parquet"), load_query_set(workspace, "test").pools),
         curves=tuple(load_curves(folder / f"curve-{seed}.parquet") for seed in seeds),
     )
 

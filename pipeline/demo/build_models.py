@@ -1,7 +1,7 @@
-"""The recipe of the two base models that ship with the demo: seeded, on CPU, from nothing.
+"""The recipe of the three models that ship with the demo: seeded, on CPU, from nothing.
 
-They stand where a pretrained CLIP and a pretrained vision-language model stand in a large run. Both learn on studio
-worlds alone, whose emblems no demo world ever shows.
+They stand where a pretrained CLIP, a pretrained SigLIP (the second scorer, for transfer) and a pretrained
+vision-language model stand in a large run. All learn on studio worlds alone, whose emblems no demo world ever shows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from transformers import set_seed
 
-from pipeline.demo import tiny_clip, tiny_llava
-from pipeline.demo.contrast import ROUNDS, draw_studio_views, train_contrast, write_studio_articles
+from pipeline.demo import tiny_clip, tiny_llava, tiny_siglip
+from pipeline.demo.contrast import draw_studio_views, train_contrast, write_studio_articles
 from pipeline.demo.emblems import COLOURS
 from pipeline.demo.grounding import (
     DenseHeads,
@@ -28,6 +28,7 @@ from pipeline.demo.grounding import (
     measure_grounding,
     train_grounding,
 )
+from pipeline.demo.scorer_design import ScorerDesign
 from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.studio import draw_studio_scenes, iterate_texts
 from pipeline.progress import Advance, track
@@ -43,35 +44,38 @@ _VIEWS, _CONTRAST, _SCENES, _HELD_OUT, _TEXTS, _GROUNDING = 201, 11, 101, 102, 1
 
 
 def build_models(out_dir: Path, seed: int, say: Say) -> None:
-    """Write out_dir/tiny-clip and out_dir/tiny-llava, each with its card.
+    """Write out_dir/tiny-clip, out_dir/tiny-siglip and out_dir/tiny-llava, each with its card.
 
     Args:
-        out_dir: parent of the two model folders.
+        out_dir: parent of the three model folders.
         seed: the same seed on the same kind of machine gives the same weights.
         say: receives a line per milestone, the measured shares among them.
     """
-    build_clip(out_dir / "tiny-clip", seed, say)
+    for design in (tiny_clip.DESIGN, tiny_siglip.DESIGN):
+        build_scorer(design, out_dir / design.name, seed, say)
     build_llava(out_dir / "tiny-llava", seed, say)
 
 
-def build_clip(folder: Path, seed: int, say: Say) -> None:
-    """Train and write the scorer, in rounds that each draw their own scenes."""
+def build_scorer(design: ScorerDesign, folder: Path, seed: int, say: Say) -> None:
+    """Train and write a scorer, in rounds that each draw their own scenes."""
     started = time.monotonic()
     articles = (text for texts in write_studio_articles(_VIEWS + seed) for text in texts)
-    processor = tiny_clip.build_processor(articles)
+    processor = design.build_processor(articles)
     set_seed(seed)
-    model = tiny_clip.build_model(processor)
-    for number, recipe in enumerate(ROUNDS):
-        with track("tiny-clip: scenes drawn", recipe.num_scenes) as advance:
-            data = draw_studio_views(_VIEWS + seed + number, recipe.num_scenes, recipe.scene_share, _count_up(advance))
-        with _report_steps("tiny-clip: steps", recipe.num_steps, say) as report:
-            train_contrast(model, processor, data, recipe, _CONTRAST + seed + number, report)
+    model = design.build_model(processor)
+    for number, recipe in enumerate(design.rounds):
+        with track(f"{design.name}: scenes drawn", recipe.num_scenes) as advance:
+            data = draw_studio_views(_VIEWS + seed + number, recipe, design.image_size_px, _count_up(advance))
+        with _report_steps(f"{design.name}: steps", recipe.num_steps, say) as report:
+            train_contrast(model, processor, design, data, recipe, _CONTRAST + seed + number, report)
     minutes = (time.monotonic() - started) / 60
-    say(f"tiny-clip: done in {minutes:.0f} min")
+    say(f"{design.name}: done in {minutes:.0f} min")
     with replace_dir(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         processor.save_pretrained(partial)
-        write_text(partial / "README.md", _write_clip_card(model.num_parameters(), seed, minutes))
+        write_text(
+            partial / "README.md", _write_scorer_card(design, type(model), model.num_parameters(), seed, minutes)
+        )
 
 
 def build_llava(folder: Path, seed: int, say: Say) -> None:
@@ -138,16 +142,17 @@ def _describe_machine(minutes: float) -> str:
     )
 
 
-def _write_clip_card(num_parameters: int, seed: int, minutes: float) -> str:
-    return f"""# tiny-clip
+def _write_scorer_card(design: ScorerDesign, model_class: type, num_parameters: int, seed: int, minutes: float) -> str:
+    return f"""# {design.name}
 
-A CLIP of {num_parameters:,} parameters that recognises the demo's emblems: the frozen scorer of the demo profile.
+{design.summary} of {num_parameters:,} parameters that recognises the demo's emblems: a frozen scorer of the demo
+profile.
 
-- Class: `CLIPModel`, {tiny_clip.IMAGE_SIZE_PX} x {tiny_clip.IMAGE_SIZE_PX} input (pictures are squashed, never
-  cropped), {tiny_clip.DIM} dimensions, float32 safetensors.
+- Class: `{model_class.__name__}`, {design.image_size_px} x {design.image_size_px} input (pictures are squashed, never
+  cropped), {design.dim} dimensions, float32 safetensors.
 - Trained from nothing by `region-r1 demo build-models` (pipeline/demo/contrast.py), seed {seed}, on
   scenes of studio worlds, whose emblems no demo world shows; {_describe_machine(minutes)}.
-- Rounds: {json.dumps([asdict(recipe) for recipe in ROUNDS])}
+- Rounds: {json.dumps([asdict(recipe) for recipe in design.rounds])}
 - Good for the demo only: it knows ten kinds of emblem, eight colours and six patterns, and nothing of the real world.
 """
 

@@ -1,4 +1,4 @@
-"""Teach the tiny CLIP to recognise emblems: views of things against encyclopedia entries of the studio world.
+"""Teach a tiny scorer to recognise emblems: views of things against encyclopedia entries of the studio world.
 
 A view is a close crop, a loose crop or a whole cluttered scene of which the entity is one thing among several, so
 that a scene's vector leans towards everything in it: a full image often retrieves its target, but rarely first.
@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import CLIPModel, CLIPProcessor
 
 from pipeline.demo.emblems import ACCENTS, COLOURS, PATTERNS
 from pipeline.demo.entities import Entity, build_entities, invent_entity
 from pipeline.demo.scenes import draw_gallery
+from pipeline.demo.scorer_design import ContrastRecipe, ScorerDesign, Untyped
 from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.studio import NUM_STUDIO_ENTITIES, draw_studio_scene, normalise, squash
-from pipeline.demo.tiny_clip import DIM, IMAGE_SIZE_PX
 from pipeline.types import Box
 
 # Shapes: V views, E entities, B rows of a batch, D dimensions.
@@ -36,28 +35,6 @@ _VIEWS_PER_SCENE: Final = 3
 _GALLERY_PER_ENTITY: Final = 3
 _ARTICLES_PER_ENTITY: Final = 8
 _LOOK_SIZES: Final = (len(KINDS), len(COLOURS), len(PATTERNS), len(ACCENTS))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastRecipe:
-    """Settings of one round of training; `scene_share` of the views are whole scenes, the rest crops."""
-
-    num_scenes: int = 10_000
-    num_steps: int = 1200
-    scene_share: float = 0.4
-    num_groups: int = 20
-    group_size: int = 6
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
-    max_logit_scale: float = math.log(50.0)
-
-
-ROUNDS: Final = (
-    ContrastRecipe(),
-    ContrastRecipe(num_scenes=6_000, num_steps=600, scene_share=0.15, learning_rate=1e-3),  # now for the fine print
-)
-"""The first round learns what lies in a scene, the second to tell entries apart that differ in a detail."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +58,26 @@ class StudioViews:
     looks_E: npt.NDArray[np.int64]
 
 
-def draw_studio_views(seed: int, num_scenes: int, scene_share: float, report: Callable[[int], None]) -> StudioViews:
+def draw_studio_views(
+    seed: int, recipe: ContrastRecipe, image_size_px: int, report: Callable[[int], None]
+) -> StudioViews:
     """Draw three views of each of many scenes, and the gallery of every studio entity, on all cores."""
+    num_scenes = recipe.num_scenes
     entities = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")
     views: list[npt.NDArray[np.uint8]] = []
     owners: list[int] = []
     with multiprocessing.get_context("spawn").Pool() as pool:
-        tasks = [(seed, start, min(start + 250, num_scenes), scene_share) for start in range(0, num_scenes, 250)]
+        tasks = [
+            (seed, start, min(start + 250, num_scenes), recipe.scene_share, image_size_px)
+            for start in range(0, num_scenes, 250)
+        ]
         for chunk_views, chunk_owners in pool.imap(_draw_view_chunk, tasks):
             views.append(chunk_views)
             owners.extend(chunk_owners)
             report(len(owners) // _VIEWS_PER_SCENE)
-        spans = [(seed, start, min(start + 120, len(entities))) for start in range(0, len(entities), 120)]
+        spans = [
+            (seed, start, min(start + 120, len(entities)), image_size_px) for start in range(0, len(entities), 120)
+        ]
         gallery = np.concatenate(pool.map(_draw_gallery_chunk, spans))
     names = sorted({(entity.kind, entity.colour) for entity in entities})
     return StudioViews(
@@ -116,8 +101,9 @@ def write_studio_articles(seed: int) -> tuple[tuple[str, ...], ...]:
 
 
 def train_contrast(
-    model: CLIPModel,
-    processor: CLIPProcessor,
+    model: Untyped,
+    processor: Untyped,
+    design: ScorerDesign,
     data: StudioViews,
     recipe: ContrastRecipe,
     seed: int,
@@ -125,7 +111,7 @@ def train_contrast(
 ) -> None:
     """Train model in place: a view finds its entry (picture and text together), a picture finds its text."""
     rng = np.random.default_rng(seed)
-    heads = nn.Linear(DIM, sum(_LOOK_SIZES))
+    heads = nn.Linear(design.dim, sum(_LOOK_SIZES))
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -139,18 +125,18 @@ def train_contrast(
         rows = np.asarray([views_of[entity][int(rng.integers(len(views_of[entity])))] for entity in chosen])
         shown = data.gallery_EG[chosen, rng.integers(_GALLERY_PER_ENTITY, size=len(chosen))]
         articles = [data.texts_E[entity][int(rng.integers(_ARTICLES_PER_ENTITY))] for entity in chosen]
-        tokens = processor.tokenizer(articles, padding=True, return_tensors="pt")
+        tokens = processor.tokenizer(articles, padding=design.text_padding, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             images = torch.cat([normalise(data.views_V[rows]), normalise(shown)])
-            states = model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
-            texts = model.text_projection(model.text_model(**tokens).pooler_output)
+            states = model.get_image_features(pixel_values=images).pooler_output
+            texts = model.get_text_features(**tokens).pooler_output
         view_BD, gallery_BD = F.normalize(states.float(), dim=-1).chunk(2)
         text_BD = F.normalize(texts.float(), dim=-1)
         entry_BD = F.normalize(gallery_BD + text_BD, dim=-1)
-        scale = model.logit_scale.exp()
         looks = torch.from_numpy(data.looks_E[chosen]).repeat(2, 1)
         look_loss = _read_looks(heads(states.float()), looks)
-        loss = _contrast(view_BD, entry_BD, scale) + 0.5 * _contrast(gallery_BD, text_BD, scale) + look_loss
+        found_loss = design.compute_loss(model, view_BD, entry_BD)
+        loss = found_loss + 0.5 * design.compute_loss(model, gallery_BD, text_BD) + look_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -192,12 +178,6 @@ def _number_look(entity: Entity) -> tuple[int, int, int, int]:
     )
 
 
-def _contrast(a_BD: torch.Tensor, b_BD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    logits_BB = scale * a_BD @ b_BD.T
-    same_B = torch.arange(len(a_BD))
-    return 0.5 * (F.cross_entropy(logits_BB, same_B) + F.cross_entropy(logits_BB.T, same_B))
-
-
 def _group_views(entity_V: npt.NDArray[np.int64], num_entities: int) -> list[npt.NDArray[np.int64]]:
     order = np.argsort(entity_V, kind="stable")
     bounds = np.searchsorted(entity_V[order], np.arange(num_entities + 1))
@@ -217,8 +197,8 @@ def _sample_entities(
     )
 
 
-def _draw_view_chunk(task: tuple[int, int, int, float]) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    seed, start, stop, scene_share = task
+def _draw_view_chunk(task: tuple[int, int, int, float, int]) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    seed, start, stop, scene_share, image_size_px = task
     entities = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")
     views, owners = [], []
     for number in range(start, stop):
@@ -227,7 +207,7 @@ def _draw_view_chunk(task: tuple[int, int, int, float]) -> tuple[npt.NDArray[np.
         for _ in range(_VIEWS_PER_SCENE):
             thing = scene.things[int(rng.integers(len(scene.things)))]
             whole = float(rng.random()) < scene_share
-            views.append(squash(image if whole else _cut(image, thing.box, rng), IMAGE_SIZE_PX))
+            views.append(squash(image if whole else _cut(image, thing.box, rng), image_size_px))
             owners.append(thing.entity_index)
     return np.stack(views), owners
 
@@ -247,8 +227,8 @@ def _cut(image: Image.Image, box: Box, rng: np.random.Generator) -> Image.Image:
     )
 
 
-def _draw_gallery_chunk(task: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    seed, start, stop = task
+def _draw_gallery_chunk(task: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+    seed, start, stop, image_size_px = task
     entities: Sequence[Entity] = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")[start:stop]
     return np.stack(
         [
@@ -256,7 +236,7 @@ def _draw_gallery_chunk(task: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
                 [
                     squash(
                         draw_gallery(entity, np.random.default_rng((seed, 6, start + row, picture))).image,
-                        IMAGE_SIZE_PX,
+                        image_size_px,
                     )
                     for picture in range(_GALLERY_PER_ENTITY)
                 ]

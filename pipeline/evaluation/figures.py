@@ -27,8 +27,6 @@ from pipeline.types import Pool, Query, QueryResult
 F64 = npt.NDArray[np.float64]
 RECALL_DEPTHS = (1, 5, 10, 20)
 PAIRS = (("rgrpo", "full"), ("rgrpo", "sft"))
-RANK_BUCKETS = (("1", 1, 1), ("2-3", 2, 3), ("4-10", 4, 10), ("11-20", 11, 20))
-NO_POSITIVE = "none"
 METRICS = (
     "mrr",
     "ndcg",
@@ -71,7 +69,7 @@ class EvalReport:
         provenance: hashes of parameters, data and pools, commit, seed, confidence.
         methods: method -> metric -> interval, None where there is no value.
         paired: `a_minus_b` -> metric -> difference.
-        rc_by_baseline_rank: method -> bucket of the full image's first rank -> crop rate.
+        behaviour: how the trained policy decides; `evaluation/behaviour.py` says what lies in it.
         breakdown: tag -> value -> method -> metric -> share.
     """
 
@@ -80,7 +78,7 @@ class EvalReport:
     provenance: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Interval | None]]
     paired: Mapping[str, Mapping[str, Difference | None]]
-    rc_by_baseline_rank: Mapping[str, Mapping[str, Share]]
+    behaviour: Mapping[str, Any]
     breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -150,34 +148,33 @@ class ResultTable:
 
 
 def compute_report(
-    results: Sequence[QueryResult],
+    table: ResultTable,
     queries: Sequence[Query],
-    pools: Sequence[Pool],
     params: EvaluateParams,
     *,
     seed: int,
     provenance: Mapping[str, Any],
+    behaviour: Mapping[str, Any],
 ) -> EvalReport:
     """Compute every figure of the report.
 
     Args:
-        results: one row per query and method.
-        queries: the test queries, in the order of `pools`.
-        pools: the test pools; what counts as a query is decided here, not by the rows.
+        table: the rows of all methods; its pools say what counts as a query.
+        queries: the test queries, in the order of the table's.
         params: number of resamples and confidence.
         seed: of the bootstrap and the randomisation test.
         provenance: hashes that name this evaluation.
+        behaviour: plain values, from `describe_behaviour`.
     """
-    table = ResultTable(results, pools)
-    sure = _Bootstrap(params, seed)
+    sure = Bootstrap(params, seed)
     methods = [method for method in METHODS if method in table.rows]
     return EvalReport(
-        num_queries=len(pools),
+        num_queries=len(table.query_ids),
         num_with_positive=int(table.has_positive_Q.sum()),
         provenance=provenance,
         methods={m: {name: sure.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
         paired={f"{a}_minus_{b}": _compare(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
-        rc_by_baseline_rank={m: _rc_by_rank(table, m, sure) for m in methods},
+        behaviour=behaviour,
         breakdown=_break_down(table, queries, methods, sure),
     )
 
@@ -186,16 +183,19 @@ def compute_difference(
     a_Q: F64, b_Q: F64, denominator_Q: F64, params: EvaluateParams, *, seed: int
 ) -> Difference | None:
     """Return mean(a) - mean(b) over the queries that count, with its paired interval and p value."""
-    return _Bootstrap(params, seed).difference(a_Q, b_Q, denominator_Q)
+    return Bootstrap(params, seed).difference(a_Q, b_Q, denominator_Q)
 
 
-class _Bootstrap:
+class Bootstrap:
+    """Intervals of figures and of paired differences, from resampled queries."""
+
     def __init__(self, params: EvaluateParams, seed: int) -> None:
         self._num_resamples = params.num_resamples
         self._confidence = params.confidence
         self._seed = seed
 
     def interval(self, numerator_Q: F64, denominator_Q: F64) -> Interval | None:
+        """Return the ratio of sums, or None where the denominator is empty."""
         if denominator_Q.sum() == 0:
             return None
         return bootstrap_ratio(
@@ -207,6 +207,7 @@ class _Bootstrap:
         )
 
     def difference(self, a_Q: F64, b_Q: F64, denominator_Q: F64) -> Difference | None:
+        """Return mean(a) - mean(b) over the queries that count, or None where none does."""
         if denominator_Q.sum() == 0:
             return None
         interval = bootstrap_ratio_difference(
@@ -223,7 +224,7 @@ class _Bootstrap:
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 
-def _compare(table: ResultTable, a: str, b: str, sure: _Bootstrap) -> dict[str, Difference | None]:
+def _compare(table: ResultTable, a: str, b: str, sure: Bootstrap) -> dict[str, Difference | None]:
     differences = {}
     for metric in ("cond_recall_at_1", "mrr"):
         a_Q, denominator_Q = table.compute_terms(a, metric)
@@ -231,22 +232,8 @@ def _compare(table: ResultTable, a: str, b: str, sure: _Bootstrap) -> dict[str, 
     return differences
 
 
-def _rc_by_rank(table: ResultTable, method: str, sure: _Bootstrap) -> dict[str, Share]:
-    ranks = [row.first_rank for row in table.rows["full"]]
-    members = {
-        name: np.array([rank is not None and low <= rank <= high for rank in ranks], dtype=np.float64)
-        for name, low, high in RANK_BUCKETS
-    }
-    members[NO_POSITIVE] = np.array([rank is None for rank in ranks], dtype=np.float64)
-    cropped = table.decided(method, "region")
-    return {
-        name: Share(num_queries=int(member.sum()), value=sure.interval(cropped * member, member))
-        for name, member in members.items()
-    }
-
-
 def _break_down(
-    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: _Bootstrap
+    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: Bootstrap
 ) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
     tree: dict[str, dict[str, dict[str, dict[str, Share]]]] = {}
     for tag in sorted({tag for query in queries for tag in query.tags}):
@@ -256,7 +243,7 @@ def _break_down(
     return tree
 
 
-def _share_of(table: ResultTable, method: str, member: F64, sure: _Bootstrap) -> dict[str, Share]:
+def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:
     shares = {}
     for metric in ("cond_recall_at_1", "rc_rate"):
         numerator_Q, denominator_Q = table.compute_terms(method, metric)

@@ -14,9 +14,10 @@ A malformed answer is a miss: no ranking, reciprocal rank 0. It is never scored 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ METHODS = ("full", "centre", "random", "base", "sft", "rgrpo", "rgrpo_blind", "o
 CENTRE_BOX = Box(0.25, 0.25, 0.75, 0.75)
 GREY = (128, 128, 128)
 _ORACLE_CHUNK = 16
+Said = TypeVar("Said")
 
 
 class View(Protocol):
@@ -66,15 +68,34 @@ class Answer(Protocol):
     def completion(self) -> str:
         """The text as generated."""
 
+    @property
+    def p_region(self) -> float:
+        """Probability that the policy, unforced, opens a region."""
+
 
 class DecidingPolicy(Protocol):
     """The part of a policy that evaluation needs."""
 
-    def decide(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[Answer]:
-        """Answer each question about its image."""
+    def decide(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, force_region: bool = False
+    ) -> Sequence[Answer]:
+        """Answer each question about its image, with a region whatever it thinks where that is forced."""
+
+    def sample_regions(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+    ) -> Sequence[Sequence[Answer]]:
+        """Draw several answers to each question, REGION forced, at temperature 1."""
 
 
 Choice = tuple[Decision, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySet:
+    """The queries of one split and their pools, aligned."""
+
+    queries: Sequence[Query]
+    pools: Sequence[Pool]
 
 
 def choose_full(queries: Sequence[Query]) -> list[Choice]:
@@ -111,19 +132,32 @@ def ask_policy(
         name: method name, for the progress lines.
         blind: show a grey picture of the image's size instead of the image.
     """
-    choices: list[Choice] = []
+    answers = ask_in_batches(policy.decide, queries, data_dir, params, name=name, blind=blind)
+    return [(answer.decision, answer.completion) for answer in answers]
+
+
+def ask_in_batches(
+    ask: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Said]],
+    queries: Sequence[Query],
+    data_dir: Path,
+    params: Params,
+    *,
+    name: str,
+    blind: bool = False,
+) -> list[Said]:
+    """Return what `ask` says about every query; few pictures are in memory at once. Arguments as for `ask_policy`."""
+    said: list[Said] = []
     size = params.policy.batch_size
     with track(f"evaluate: {name}", len(queries)) as advance:
         for batch in (queries[start : start + size] for start in range(0, len(queries), size)):
             images = [_open(query, data_dir, params, blind=blind) for query in batch]
-            answers = policy.decide(images, [query.question for query in batch])
-            choices += [(answer.decision, answer.completion) for answer in answers]
+            said += ask(images, [query.question for query in batch])
             advance(len(batch))
-    return choices
+    return said
 
 
 def search_oracle(scorer: Scorer, pools: Sequence[Pool], search: SearchParams) -> list[Choice]:
-    """Find each pool's best view with its relevance known: the grid, then the neighbours of the best crop.
+    """Find each pool's best view with its relevance known: the grid, then neighbours of the best crop so far.
 
     Views are compared by reciprocal rank, then by margin; the full image takes part and wins ties. A pool
     whose first candidate is relevant keeps the full image, since no view ranks it better; so does a pool
@@ -134,9 +168,10 @@ def search_oracle(scorer: Scorer, pools: Sequence[Pool], search: SearchParams) -
     ids = [pool.query_id for pool in pools if pool.has_positive and not pool.relevance[0]]
     with track("evaluate: oracle", len(ids)) as advance:
         for chunk in (ids[start : start + _ORACLE_CHUNK] for start in range(0, len(ids), _ORACLE_CHUNK)):
-            best = _pick_best(scorer, dict.fromkeys(chunk, (None, *grid)))
-            near = {query_id: (None, box, *refine_boxes(box)) for query_id, box in best.items() if box is not None}
-            chosen |= best | _pick_best(scorer, near)
+            chosen |= _pick_best(scorer, dict.fromkeys(chunk, (None, *grid)))
+            for _ in range(search.num_refinements):
+                best = {query_id: box for query_id in chunk if (box := chosen[query_id]) is not None}
+                chosen |= _pick_best(scorer, {query_id: (box, *refine_boxes(box)) for query_id, box in best.items()})
             advance(len(chunk))
     return [(KeepFull() if (box := chosen[pool.query_id]) is None else Crop(box), None) for pool in pools]
 

@@ -54,6 +54,10 @@ class Encoder(Protocol):
         """Hash that names weights and configuration; vectors of different digests never mix."""
 
     @property
+    def model_type(self) -> str:
+        """Family of the model, as transformers names it."""
+
+    @property
     def input_size_px(self) -> int:
         """Side of the square input."""
 
@@ -83,9 +87,10 @@ class ClipEncoder:
         self._device = device
         self._batch_size = min(batch_size, _CPU_BATCH) if device.type == "cpu" else batch_size
         self._digest = digest
+        self._model_type = str(model.config.model_type)
         self._input_size_px = int(model.config.vision_config.image_size)
         self._max_tokens = int(model.config.text_config.max_position_embeddings)
-        fixed_length = model.config.model_type in _FIXED_LENGTH_FAMILIES
+        fixed_length = self._model_type in _FIXED_LENGTH_FAMILIES
         self._padding: Literal["max_length", "longest"] = "max_length" if fixed_length else "longest"
         self._scale_C, self._shift_C = _read_normalisation(processor.image_processor, device)
         self._dim: int = self.encode_texts(["probe"]).shape[1]
@@ -99,6 +104,11 @@ class ClipEncoder:
     def digest(self) -> str:
         """Hash of the model folder."""
         return self._digest
+
+    @property
+    def model_type(self) -> str:
+        """Family of the model, as transformers names it: clip, siglip ..."""
+        return self._model_type
 
     @property
     def input_size_px(self) -> int:

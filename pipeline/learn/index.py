@@ -65,14 +65,12 @@ class BuildFigures:
     seconds: float
 
 
-class DocumentIndex:
-    """A finished index: vectors stay on disk, the FAISS index is read when the first search comes."""
+class DocumentVectors:
+    """One vector per document, found by the document's id."""
 
-    def __init__(self, folder: Path, vectors_ND: F32, doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
-        self._folder = folder
+    def __init__(self, vectors_ND: F32, doc_ids: Sequence[str]) -> None:
         self.vectors_ND = vectors_ND
         self.doc_ids = doc_ids
-        self.documents_sha256: str = meta["documents_sha256"]
         self._row_of = {doc_id: row for row, doc_id in enumerate(doc_ids)}
 
     def __len__(self) -> int:
@@ -89,6 +87,15 @@ class DocumentIndex:
         except KeyError as error:
             raise StageError(f"document {error.args[0]} is not in the index; run retrieve again") from error
         return np.asarray(self.vectors_ND[rows_K])
+
+
+class DocumentIndex(DocumentVectors):
+    """A finished index: vectors stay on disk, the FAISS index is read when the first search comes."""
+
+    def __init__(self, folder: Path, vectors_ND: F32, doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
+        super().__init__(vectors_ND, doc_ids)
+        self._folder = folder
+        self.documents_sha256: str = meta["documents_sha256"]
 
     def check_pool_size(self, k: int) -> None:
         """Refuse pools larger than the corpus.
@@ -171,7 +178,7 @@ def build_index(
             num_resumed += len(part)
             advance(len(part))
         else:
-            _save_array(shard, _embed_documents(encoder, part, pictures, batch_size, advance))
+            _save_array(shard, embed_documents(encoder, part, pictures, batch_size, advance))
             num_images += sum(len(document.image_paths) for document in part)
         shards.append(shard)
     meta = {
@@ -218,14 +225,18 @@ def load_vectors(path: Path, *, stage: str) -> F32:
     return cast("F32", vectors_ND)
 
 
-def _embed_documents(
+def embed_documents(
     encoder: Encoder,
     documents: Sequence[Document],
     pictures: PictureFolder,
     batch_size: int,
     advance: Advance,
 ) -> F32:
-    """A document is its text and the mean of its pictures, fused; one without pictures is its text alone."""
+    """Return (N, D) vectors: a document's text and the mean of its pictures, fused; without pictures its text alone.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
     vectors_ND = encoder.encode_texts([f"{document.title}. {document.text}" for document in documents])
     illustrated = [row for row, document in enumerate(documents) if document.image_paths]
     advance(len(documents) - len(illustrated))

@@ -5,7 +5,7 @@ Shapes: N queries, B rows of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,13 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
@@ -42,7 +48,8 @@ class PolicyAnswer:
     Attributes:
         decision: the parsed answer.
         completion: the text as it was spoken, special tokens left out.
-        p_region: probability that the answer opens a region, before sampling, 0 to 1.
+        p_region: probability that the answer opens a region, 0 to 1: that of the opening's first token, before
+            any sampling or forcing.
     """
 
     decision: Decision
@@ -70,33 +77,63 @@ class Policy:
         self.full_ids: Final = self._encode(FULL_ANSWER)
 
     def decide(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, advance: Advance | None = None
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        force_region: bool = False,
+        advance: Advance | None = None,
     ) -> list[PolicyAnswer]:
         """Answer every query greedily; the same queries in the same order give the same answers.
 
         Args:
             images: upright pictures, any size.
             questions: one per picture.
+            force_region: every answer opens a region, whatever the policy would say; `p_region` stays its own.
             advance: told how many queries are done.
 
         Raises:
             ValueError: not one question per picture.
+            ModelError: REGION is forced, but both answers begin with the same token.
         """
-        if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images and {len(questions)} questions")
         answers: list[PolicyAnswer] = []
-        self.model.eval()
-        for start in range(0, len(images), self.params.batch_size):
-            stop = start + self.params.batch_size
-            answers += self._decide_batch(images[start:stop], questions[start:stop])
+        for start, batch_images, batch_questions in self._split(images, questions, self.params.batch_size):
+            answers += self._answer_batch(batch_images, batch_questions, force_region=force_region)
             if advance is not None:
-                advance(min(stop, len(images)) - start)
+                advance(len(answers) - start)
         return answers
 
     def prepare_training(self) -> None:
         """Put a fresh adapter on the model if `policy.lora` asks for one and it has none yet."""
         if self.params.lora is not None and not isinstance(self.model, PeftModel):
             self.model = attach_adapter(self.model, self.params.lora)
+
+    def sample_regions(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+    ) -> list[list[PolicyAnswer]]:
+        """Draw several answers to every query with REGION forced, at temperature 1.
+
+        Lots are drawn from torch's generator: seed it first. As many queries go through the model at once as make
+        `policy.batch_size` rows, so the draws depend on that number too.
+
+        Args:
+            images: upright pictures, any size.
+            questions: one per picture.
+            num_samples: answers to a query, at least 1.
+
+        Returns:
+            `num_samples` answers for each query.
+
+        Raises:
+            ValueError: not one question per picture.
+            ModelError: both answers begin with the same token.
+        """
+        samples: list[list[PolicyAnswer]] = []
+        size = max(1, self.params.batch_size // num_samples)
+        for _, batch_images, batch_questions in self._split(images, questions, size):
+            rows = self._answer_batch(batch_images, batch_questions, force_region=True, num_samples=num_samples)
+            samples += [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
+        return samples
 
     def save(self, folder: Path) -> None:
         """Write processor and weights (safetensors) to a folder: the adapter's where there is one, else all."""
@@ -116,8 +153,25 @@ class Policy:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def _split(
+        self, images: Sequence[Image.Image], questions: Sequence[str], size: int
+    ) -> Iterator[tuple[int, Sequence[Image.Image], Sequence[str]]]:
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions")
+        self.model.eval()
+        for start in range(0, len(images), size):
+            yield start, images[start : start + size], questions[start : start + size]
+
     @torch.inference_mode()
-    def _decide_batch(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[PolicyAnswer]:
+    def _answer_batch(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        force_region: bool,
+        num_samples: int | None = None,
+    ) -> list[PolicyAnswer]:
+        """Answer greedily, or with `num_samples` draws a query, which then follow one another."""
         prompts = [
             self.processor.apply_chat_template(
                 build_messages(question, self.params), add_generation_prompt=True, tokenize=False
@@ -127,20 +181,45 @@ class Policy:
         inputs = self.processor(
             text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
         ).to(self.model.device)
+        num_prompt_tokens = inputs["input_ids"].shape[1]
+        # Nothing that a checkpoint's generation_config may hold narrows the draws.
+        drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": num_samples}
         output = self.model.generate(
             **inputs,
             max_new_tokens=self.params.max_new_tokens,
-            do_sample=False,
+            **({"do_sample": False} if num_samples is None else drawing),
+            logits_processor=LogitsProcessorList(self._force_region(num_prompt_tokens) if force_region else []),
             output_logits=True,
             return_dict_in_generate=True,
         )
         p_region_B = output.logits[0].float().softmax(-1)[:, self.region_ids[0]].tolist()
-        spoken_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
+        spoken_BT = output.sequences[:, num_prompt_tokens:]
         texts = self.processor.batch_decode(spoken_BT, skip_special_tokens=True)
         return [
             PolicyAnswer(parse_completion(text, self.frame), text, p_region)
             for text, p_region in zip(texts, p_region_B, strict=True)
         ]
+
+    def _force_region(self, num_prompt_tokens: int) -> list[LogitsProcessor]:
+        if self.region_ids[0] == self.full_ids[0]:
+            raise ModelError("the tokenizer begins REGION and FULL with the same token: p(REGION) cannot be read there")
+        return [_ForcedOpening(self.region_ids, num_prompt_tokens)]
+
+
+class _ForcedOpening(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token at each of the first steps; the logits that `generate` returns are those before it."""
+
+    def __init__(self, opening_ids: Sequence[int], num_prompt_tokens: int) -> None:
+        self._opening_ids = opening_ids
+        self._num_prompt_tokens = num_prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self._num_prompt_tokens
+        if step >= len(self._opening_ids):
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self._opening_ids[step]] = 0.0
+        return forced
 
 
 def build_messages(question: str, params: PolicyParams) -> list[Message]:

@@ -25,7 +25,7 @@ from pipeline.core.ranking import compute_outcome
 from pipeline.errors import DataError, StageError
 from pipeline.images import crop_view
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
-from pipeline.learn.index import DocumentIndex, PictureFolder, load_index, score_candidates
+from pipeline.learn.index import DocumentIndex, DocumentVectors, PictureFolder, load_index, score_candidates
 from pipeline.progress import Advance
 from pipeline.store import load_outcomes, load_pools, load_queries, read_json
 from pipeline.types import Box, Outcome, Pool, Query
@@ -59,10 +59,10 @@ class FrozenScorer:
 
     Args:
         encoder: the frozen encoder.
-        index: the documents' vectors.
+        documents: the documents' vectors.
         queries: every query that has a pool, and maybe others.
         pools: the candidates of each query.
-        baseline: how the full image ranks each pool.
+        baseline: how the full image ranks each pool, as this encoder sees it.
         pictures: where the queries' pictures lie.
         batch_size: crops that go through the encoder at once.
     """
@@ -70,16 +70,16 @@ class FrozenScorer:
     def __init__(
         self,
         encoder: Encoder,
-        index: DocumentIndex,
+        documents: DocumentVectors,
         *,
         queries: Mapping[str, Query],
         pools: Mapping[str, Pool],
-        baseline: Mapping[str, Outcome],
+        baseline: Mapping[str, ScoredView],
         pictures: PictureFolder,
         batch_size: int,
     ) -> None:
         self._encoder = encoder
-        self._index = index
+        self._documents = documents
         self._queries = queries
         self._pools = pools
         self._baseline = baseline
@@ -107,15 +107,18 @@ class FrozenScorer:
         check_pools_meta(pools_dir, encoder, index)
         pools = {pool.query_id: pool for pool in load_pools(pools_dir / "pools.parquet")}
         queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
-        baseline = load_outcomes(pools_dir / "baseline.parquet")
-        if not pools.keys() <= queries.keys() or pools.keys() != baseline.keys():
+        outcomes = load_outcomes(pools_dir / "baseline.parquet")
+        if not pools.keys() <= queries.keys() or pools.keys() != outcomes.keys():
             raise StageError(f"{pools_dir} does not fit {workspace.tables_dir}; run retrieve again")
         return cls(
             encoder,
             index,
             queries=queries,
             pools=pools,
-            baseline=baseline,
+            baseline={
+                query_id: ScoredView(outcomes[query_id], _freeze(np.asarray(pool.scores, dtype=np.float32)))
+                for query_id, pool in pools.items()
+            },
             pictures=PictureFolder(workspace.data_dir, params.data.max_image_pixels),
             batch_size=params.scorer.batch_size,
         )
@@ -136,13 +139,12 @@ class FrozenScorer:
         return self._queries
 
     def get_baseline(self, query_id: str) -> ScoredView:
-        """Return how the full image ranks the pool, as retrieve found it; nothing is encoded.
+        """Return how the full image ranks the pool; nothing is encoded.
 
         Raises:
             KeyError: the query has no pool.
         """
-        scores_K = np.asarray(self._pools[query_id].scores, dtype=np.float32)
-        return ScoredView(self._baseline[query_id], _freeze(scores_K))
+        return self._baseline[query_id]
 
     def load_image(self, query_id: str) -> Image.Image:
         """Return the query's picture, upright; the last few are kept decoded.
@@ -218,12 +220,18 @@ class FrozenScorer:
 
     def _keep(self, keys: Sequence[_Key], views_ND: F32) -> None:
         for query_id in dict.fromkeys(key[0] for key in keys):
-            pool = self._pools[query_id]
             rows = [row for row, key in enumerate(keys) if key[0] == query_id]
-            scores_NK = score_candidates(views_ND[rows], self._index.get_vectors(pool.doc_ids))
-            for row, scores_K in zip(rows, scores_NK, strict=True):
-                outcome = compute_outcome(scores_K, pool.relevance, pool.num_relevant)
-                self._crops[keys[row]] = ScoredView(outcome, _freeze(scores_K.copy()))
+            views = rank_views(views_ND[rows], self._pools[query_id], self._documents)
+            self._crops |= {keys[row]: view for row, view in zip(rows, views, strict=True)}
+
+
+def rank_views(views_ND: F32, pool: Pool, documents: DocumentVectors) -> list[ScoredView]:
+    """Return how each of N encoded views of one query ranks its pool."""
+    scores_NK = score_candidates(views_ND, documents.get_vectors(pool.doc_ids))
+    return [
+        ScoredView(compute_outcome(scores_K, pool.relevance, pool.num_relevant), _freeze(scores_K.copy()))
+        for scores_K in scores_NK
+    ]
 
 
 def check_pools_meta(pools_dir: Path, encoder: Encoder, index: DocumentIndex) -> None:

@@ -1,20 +1,25 @@
-"""Stage evaluate: every method on every test query; tables, TREC runs, report.json, report.html."""
+"""Stage evaluate: every method on every test query, and how the trained policy behaves; tables, runs, the report."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Params
 from pipeline.evaluation import methods as m
-from pipeline.evaluation.figures import EvalReport, compute_report
-from pipeline.evaluation.test_set import hash_pools, load_test_set
+from pipeline.evaluation.behaviour import ProbedPolicy, SecondScorer, describe_behaviour
+from pipeline.evaluation.figures import EvalReport, ResultTable, compute_report
+from pipeline.evaluation.query_set import hash_pools, load_query_set
+from pipeline.evaluation.selection import list_cropped
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.seeding import seed_everything
+from pipeline.learn.transfer import load_transfer_scorer
 from pipeline.report.gallery import build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
 from pipeline.store import (
@@ -43,17 +48,28 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         The means of the methods' figures as `METHOD.METRIC`; a figure without value is left out.
 
     Raises:
-        StageError: there is no test query, or one has no pool.
+        StageError: there is no test query, or a val or test query has no pool.
+        ModelError: a policy or a scorer cannot be loaded.
     """
-    queries, pools = load_test_set(workspace)
-    choices = _decide_all(params, workspace, queries, pools)
+    val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
+    queries, pools = test.queries, test.pools
+    choices, probed = _decide_all(params, workspace, val, test)
     scorer = FrozenScorer.load(params, workspace)
     choices["oracle"] = m.search_oracle(scorer, pools, params.search)
     by_method = {name: m.score_choices(name, choices[name], queries, pools, scorer) for name in m.METHODS}
     results = [row for rows in by_method.values() for row in rows]
+    second = _load_second_scorer(params, workspace, test)
     logger.info("evaluate: %d rows; computing intervals", len(results))
-    provenance = _describe_run(params, workspace, pools)
-    report = compute_report(results, queries, pools, params.evaluate, seed=params.seed, provenance=provenance)
+    table = ResultTable(results, pools)
+    behaviour = describe_behaviour(table, choices, probed, val, test, scorer, second, params.evaluate, seed=params.seed)
+    report = compute_report(
+        table,
+        queries,
+        params.evaluate,
+        seed=params.seed,
+        provenance=_describe_run(params, workspace, pools),
+        behaviour=behaviour,
+    )
     with replace_dir(workspace.evaluation_dir) as folder:
         save_results(folder / "results.parquet", results)
         write_json(folder / "report.json", report.as_json())
@@ -65,25 +81,57 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
 
 def _decide_all(
-    params: Params, workspace: Workspace, queries: Sequence[Query], pools: Sequence[Pool]
-) -> dict[str, list[m.Choice]]:
+    params: Params, workspace: Workspace, val: m.QuerySet, test: m.QuerySet
+) -> tuple[dict[str, list[m.Choice]], ProbedPolicy]:
     from pipeline.learn.policy import load_policy
 
-    def ask(path: Path | str, *names: str) -> dict[str, list[m.Choice]]:
-        policy = load_policy(path, params.policy)
-        return {
-            name: m.ask_policy(policy, queries, workspace.data_dir, params, name=name, blind=name == "rgrpo_blind")
-            for name in names
-        }
+    def ask(policy: m.DecidingPolicy, name: str, *, blind: bool = False) -> list[m.Choice]:
+        return m.ask_policy(policy, test.queries, workspace.data_dir, params, name=name, blind=blind)
 
-    return {
-        "full": m.choose_full(queries),
-        "centre": m.choose_centre(queries),
-        "random": m.choose_random(queries, params.search, params.seed),
-        **ask(params.policy.path, "base"),
-        **ask(workspace.sft_dir, "sft"),
-        **ask(workspace.policy_dir, "rgrpo", "rgrpo_blind"),
+    choices = {
+        "full": m.choose_full(test.queries),
+        "centre": m.choose_centre(test.queries),
+        "random": m.choose_random(test.queries, params.search, params.seed),
+        "base": ask(load_policy(params.policy.path, params.policy), "base"),
+        "sft": ask(load_policy(workspace.sft_dir, params.policy), "sft"),
     }
+    trained = load_policy(workspace.policy_dir, params.policy)
+    choices["rgrpo"] = ask(trained, "rgrpo")
+    choices["rgrpo_blind"] = ask(trained, "rgrpo_blind", blind=True)
+    return choices, _probe(trained, params, workspace, val, test, choices["rgrpo"])
+
+
+def _probe(
+    policy: m.DecidingPolicy,
+    params: Params,
+    workspace: Workspace,
+    val: m.QuerySet,
+    test: m.QuerySet,
+    greedy: Sequence[m.Choice],
+) -> ProbedPolicy:
+    """Ask about every val and test query with REGION forced, and draw regions where the greedy answer crops."""
+
+    def force(queries: Sequence[Query], name: str) -> list[m.Answer]:
+        forced = partial(policy.decide, force_region=True)
+        return m.ask_in_batches(forced, queries, workspace.data_dir, params, name=name)
+
+    cropped = list_cropped(test.queries, greedy)
+    draw = partial(policy.sample_regions, num_samples=params.evaluate.num_samples)
+    seed_everything(params.seed)
+    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions")
+    return ProbedPolicy(
+        forced_val=force(val.queries, "val, REGION forced"),
+        forced_test=force(test.queries, "test, REGION forced"),
+        samples={query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)},
+    )
+
+
+def _load_second_scorer(params: Params, workspace: Workspace, test: m.QuerySet) -> SecondScorer | None:
+    name = params.evaluate.transfer_scorer
+    if not name:
+        return None
+    scorer, model_type = load_transfer_scorer(name, params, workspace, test.queries, test.pools)
+    return SecondScorer(name, model_type, scorer)
 
 
 def _describe_run(params: Params, workspace: Workspace, pools: Sequence[Pool]) -> dict[str, Any]:
