@@ -94,11 +94,12 @@ class FakePolicy:
 
     def _answer(self, question: str, *, force_region: bool) -> FakeAnswer:
         verb, *numbers = question.split()
-        p_region = {"keep": 0.2, "crop": 0.9}.get(verb, 0.5) + len(question) % 10 / 100
-        if verb == "nonsense":
-            return FakeAnswer(Malformed("neither opening"), question, p_region)
+        # It is surest where it has nothing to say: a bound on harm must cost crops.
+        p_region = {"keep": 0.2, "crop": 0.9}.get(verb, 0.995)
         if not force_region and (verb == "keep" or "base" in self.name):
             return FakeAnswer(KeepFull(), "NO_CROP_NEEDED", p_region)
+        if verb == "nonsense":
+            return FakeAnswer(Malformed("neither opening"), question, p_region)
         if verb == "keep":
             return FakeAnswer(Crop(Box(0.5, 0.5, 0.8, 0.8)), "forced", p_region)
         shift = 0.05 if "sft" in self.name else 0.0
