@@ -37,7 +37,7 @@ _PARAMS = {
         "warmup_steps": 0,
         "save_steps": 1,
     },
-    "evaluate": {"num_resamples": 100},
+    "evaluate": {"num_resamples": 100, "num_samples": 2},
 }
 
 
@@ -54,6 +54,8 @@ class FinishedRun:
             **_PARAMS,
             "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},  # type: ignore[dict-item]
             "policy": {**_PARAMS["policy"], "path": str(policy_dir), "lora": lora},  # type: ignore[dict-item]
+            # The second scorer is the first one again: it must find what the first one found.
+            "evaluate": {**_PARAMS["evaluate"], "transfer_scorer": str(scorer_dir)},  # type: ignore[dict-item]
         }
         params_path = root / "params.yaml"
         params_path.write_text(yaml.safe_dump(sections))
@@ -131,6 +133,17 @@ def test_report_has_all_methods(finished: FinishedRun) -> None:
         for interval in metrics.values():
             assert interval is None or all(math.isfinite(interval[key]) for key in ("mean", "low", "high"))
     assert report["methods"]["oracle"]["mrr"]["mean"] >= report["methods"]["full"]["mrr"]["mean"]
+
+
+def test_transfer_to_the_same_scorer_changes_nothing(finished: FinishedRun) -> None:
+    report = read_json(finished.workspace.evaluation_dir / "report.json")
+    transfer = report["behaviour"]["transfer"]
+    assert transfer["model_type"] == "clip"
+    for method, metrics in transfer["methods"].items():
+        for metric, interval in metrics.items():
+            wanted = report["methods"][method][metric]
+            assert (interval is None) == (wanted is None)
+            assert interval is None or interval["mean"] == pytest.approx(wanted["mean"], abs=1e-6)
 
 
 def test_registered_model_reranks_by_its_alias(finished: FinishedRun) -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Params
 from pipeline.core.boxes import compute_iou
 from pipeline.core.ranking import compute_outcome
 from pipeline.learn import scorer as scorer_module
+from pipeline.stages import evaluate as evaluate_stage
 from pipeline.store import save_documents, save_pools, save_qrels, save_queries
 from pipeline.types import (
     Box,
@@ -29,11 +30,13 @@ from pipeline.types import (
     Pool,
     Qrel,
     Query,
+    Split,
 )
 from pipeline.workspace import Workspace
 
 POOL_SIZE = 6
 NUM_DOCUMENTS = 12
+NUM_VAL = 10
 PARAMS = Params.model_validate({"evaluate": {"num_resamples": 200}, "search": {"scales": [0.4], "stride": 0.5}})
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
@@ -48,12 +51,14 @@ class FakeView:
 class FakeAnswer:
     decision: Decision
     completion: str
+    p_region: float
 
 
 class FakeScorer:
-    """The tighter a view frames the target, the better the positives score."""
+    """The tighter a view frames the target, the better the positives score; `strength` says by how much."""
 
-    def __init__(self, queries: Sequence[Query], pools: Sequence[Pool]) -> None:
+    def __init__(self, queries: Sequence[Query], pools: Sequence[Pool], *, strength: float = 0.5) -> None:
+        self._strength = strength
         self._queries = {query.query_id: query for query in queries}
         self._pools = {pool.query_id: pool for pool in pools}
 
@@ -63,7 +68,7 @@ class FakeScorer:
     def _score(self, query_id: str, box: Box | None) -> FakeView:
         pool, target = self._pools[query_id], self._queries[query_id].target_box
         gain = 0.0 if target is None or box is None else compute_iou(box, target) - 0.2
-        scores = np.array(pool.scores) + 0.5 * gain * np.array(pool.relevance)
+        scores = np.array(pool.scores) + self._strength * gain * np.array(pool.relevance)
         return FakeView(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
 
 
@@ -74,26 +79,50 @@ class FakePolicy:
         self.name = name
         self.seen: list[Image.Image] = []
 
-    def decide(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[FakeAnswer]:
-        self.seen += images
-        return [self._answer(question) for question in questions]
+    def decide(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, force_region: bool = False
+    ) -> list[FakeAnswer]:
+        if not force_region:
+            self.seen += images
+        return [self._answer(question, force_region=force_region) for question in questions]
 
-    def _answer(self, question: str) -> FakeAnswer:
+    def sample_regions(
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+    ) -> list[list[FakeAnswer]]:
+        """The box in the question, moved a little further with each draw; every third draw is malformed."""
+        return [[self._sample(question, number) for number in range(num_samples)] for question in questions]
+
+    def _answer(self, question: str, *, force_region: bool) -> FakeAnswer:
         verb, *numbers = question.split()
-        if verb == "keep" or "base" in self.name:
-            return FakeAnswer(KeepFull(), "NO_CROP_NEEDED")
-        if verb == "crop":
-            shift = 0.05 if "sft" in self.name else 0.0
-            x0, y0, x1, y1 = (float(number) for number in numbers)
-            return FakeAnswer(Crop(Box(x0, y0, x1 - shift, y1)), "crop")
-        return FakeAnswer(Malformed("neither opening"), question)
+        # It is surest where it has nothing to say: a bound on harm must cost crops.
+        p_region = {"keep": 0.2, "crop": 0.9}.get(verb, 0.995)
+        if not force_region and (verb == "keep" or "base" in self.name):
+            return FakeAnswer(KeepFull(), "NO_CROP_NEEDED", p_region)
+        if verb == "nonsense":
+            return FakeAnswer(Malformed("neither opening"), question, p_region)
+        if verb == "keep":
+            return FakeAnswer(Crop(Box(0.5, 0.5, 0.8, 0.8)), "forced", p_region)
+        shift = 0.05 if "sft" in self.name else 0.0
+        x0, y0, x1, y1 = (float(number) for number in numbers)
+        return FakeAnswer(Crop(Box(x0, y0, x1 - shift, y1)), "crop", p_region)
+
+    def _sample(self, question: str, number: int) -> FakeAnswer:
+        if number % 3 == 2:
+            return FakeAnswer(Malformed("box is empty"), "<tool_call>", 0.9)
+        x0, y0, x1, y1 = (float(word) for word in question.split()[1:])
+        shift = (number - 1) * 0.02 if x0 > 0.05 else 0.0
+        return FakeAnswer(Crop(Box(x0 + shift, y0, min(1.0, x1 + shift), y1)), "sample", 0.9)
 
 
 @dataclass(frozen=True)
 class FakeWorld:
+    """`queries` and `pools` are those of test."""
+
     workspace: Workspace
     queries: list[Query]
     pools: list[Pool]
+    val_queries: list[Query]
+    val_pools: list[Pool]
     policies: dict[str, FakePolicy]
 
 
@@ -114,18 +143,25 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
         )
         for doc_id in doc_ids
     ]
-    queries, pools, qrels = [], [], []
-    for i in range(num_queries):
+    queries: dict[Split, list[Query]] = {"test": [], "val": []}
+    pools: dict[Split, list[Pool]] = {"test": [], "val": []}
+    qrels = []
+    numbered: list[tuple[Split, int]] = [
+        *(("test", i) for i in range(num_queries)),
+        *(("val", i) for i in range(NUM_VAL)),
+    ]
+    for split, i in numbered:
+        query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
         x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
         target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
         said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
         numbers = " ".join(str(value) for value in said.as_tuple())
         question = "nonsense" if i % 8 == 7 else "keep it" if i % 4 == 0 else f"crop {numbers}"
         query = Query(
-            query_id=f"q{i:02d}",
-            split="test",
+            query_id=query_id,
+            split=split,
             question=question,
-            image_path=f"images/q{i:02d}.jpg",
+            image_path=f"images/{query_id}.jpg",
             width_px=96,
             height_px=64,
             target_box=target,
@@ -138,10 +174,10 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
         relevance = tuple(k == i % (POOL_SIZE + 1) for k in range(POOL_SIZE))
         positives = [doc for doc, yes in zip(candidates, relevance, strict=True) if yes]
         relevant = positives or [next(d for d in doc_ids if d not in candidates)]
-        pools.append(
+        pools[split].append(
             Pool(
                 query_id=query.query_id,
-                split="test",
+                split=split,
                 doc_ids=candidates,
                 scores=tuple(float(score) for score in scores),
                 relevance=relevance,
@@ -149,11 +185,12 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
             )
         )
         qrels += [Qrel(query_id=query.query_id, doc_id=doc_id) for doc_id in relevant]
-        queries.append(query)
-    save_queries(workspace.tables_dir / "queries.parquet", queries)
+        queries[split].append(query)
+    all_queries, all_pools = ([row for part in rows.values() for row in part] for rows in (queries, pools))
+    save_queries(workspace.tables_dir / "queries.parquet", all_queries)
     save_documents(workspace.tables_dir / "documents.parquet", documents)
     save_qrels(workspace.tables_dir / "qrels.parquet", qrels)
-    save_pools(workspace.pools_dir / "pools.parquet", pools)
+    save_pools(workspace.pools_dir / "pools.parquet", all_pools)
     policies: dict[str, FakePolicy] = {}
 
     def load_policy(path: object, params: object) -> FakePolicy:
@@ -163,8 +200,10 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
     fake_module = types.ModuleType("pipeline.learn.policy")
     fake_module.load_policy = load_policy  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipeline.learn.policy", fake_module)
-    monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: FakeScorer(queries, pools))
-    return FakeWorld(workspace, queries, pools, policies)
+    first, second = FakeScorer(all_queries, all_pools), FakeScorer(all_queries, all_pools, strength=0.3)
+    monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
+    monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
+    return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
 
 
 def _draw(path: Path, box: Box, hue: int) -> None:

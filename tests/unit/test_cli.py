@@ -41,6 +41,7 @@ def test_results_as_json_are_json_and_complete(evaluated: Path) -> None:
     assert set(found["paired"]["rgrpo_minus_full"]["cond_recall_at_1"]) == {"mean", "low", "high", "p_value"}
     assert found["num_queries"] == 14
     assert len(found["params_sha256"]) == 64
+    assert set(found["behaviour"]) == {"by_baseline_rank", "threshold", "selection", "transfer"}
     assert len(found["data_md5"]) == 32
 
 

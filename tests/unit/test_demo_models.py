@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoConfig
 
-from pipeline.demo import contrast, grounding, studio, tiny_clip, tiny_llava
+from pipeline.config import ScorerParams
+from pipeline.demo import contrast, grounding, studio, tiny_clip, tiny_llava, tiny_siglip
 from pipeline.demo.emblems import COLOURS
 from pipeline.demo.entities import build_entities, list_population
+from pipeline.demo.scorer_design import ContrastRecipe, ScorerDesign
 from pipeline.demo.silhouettes import KINDS
+from pipeline.learn.encoder import load_encoder
+from pipeline.learn.model_folder import resolve_model_path
 from pipeline.types import Box
 
 _NUM_ENTITIES = 48
+_DESIGNS = (tiny_clip.DESIGN, tiny_siglip.DESIGN)
 _SIDE_PX = tiny_llava.IMAGE_SIZE_PX
 
 
@@ -57,8 +65,8 @@ def test_studio_draws_from_the_studio_population_only(monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "build_entities", spy)
     studio._draw_chunk((1, 0, 1, 32))
     list(studio.iterate_texts(1, 2))
-    contrast._draw_view_chunk((1, 0, 1, 0.25))
-    contrast._draw_gallery_chunk((1, 0, 1))
+    contrast._draw_view_chunk((1, 0, 1, 0.25, 32))
+    contrast._draw_gallery_chunk((1, 0, 1, 32))
     contrast.write_studio_articles(1)
     assert asked == ["studio"] * 5
 
@@ -170,12 +178,14 @@ def test_grounding_recipe_runs(drawn: tuple[list[studio.StudioScene], Any], toke
     assert all(0.0 <= share <= 1.0 for share in shares.values())
 
 
-def test_contrast_recipe_runs() -> None:
+@pytest.mark.parametrize("design", _DESIGNS, ids=lambda design: design.name)
+def test_contrast_recipe_runs(design: ScorerDesign) -> None:
     entities = build_entities(1, _NUM_ENTITIES, "studio")
-    views_V, owners = contrast._draw_view_chunk((1, 0, 4, 0.25))
-    assert views_V.shape == (12, 3, tiny_clip.IMAGE_SIZE_PX, tiny_clip.IMAGE_SIZE_PX)
-    gallery = np.zeros((_NUM_ENTITIES, 3, 3, tiny_clip.IMAGE_SIZE_PX, tiny_clip.IMAGE_SIZE_PX), dtype=np.uint8)
-    gallery[:4] = contrast._draw_gallery_chunk((1, 0, 4))
+    side_px = design.image_size_px
+    views_V, owners = contrast._draw_view_chunk((1, 0, 4, 0.25, side_px))
+    assert views_V.shape == (12, 3, side_px, side_px)
+    gallery = np.zeros((_NUM_ENTITIES, 3, 3, side_px, side_px), dtype=np.uint8)
+    gallery[:4] = contrast._draw_gallery_chunk((1, 0, 4, side_px))
     names = sorted({(entity.kind, entity.colour) for entity in entities})
     data = contrast.StudioViews(
         views_V=views_V,
@@ -185,22 +195,66 @@ def test_contrast_recipe_runs() -> None:
         group_E=np.asarray([names.index((entity.kind, entity.colour)) for entity in entities]),
         looks_E=np.asarray([contrast._number_look(entity) for entity in entities]),
     )
-    processor = tiny_clip.build_processor([text for texts in data.texts_E for text in texts])
+    processor = design.build_processor([text for texts in data.texts_E for text in texts])
     torch.manual_seed(0)
-    model = tiny_clip.build_model(processor)
-    before = model.state_dict()["visual_projection.weight"].clone()
-    recipe = contrast.ContrastRecipe(num_steps=2, num_groups=len(names), warmup_steps=1)
+    model = design.build_model(processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = ContrastRecipe(num_steps=2, num_groups=len(names), warmup_steps=1)
     said: list[dict[str, float]] = []
-    contrast.train_contrast(model, processor, data, recipe, 1, lambda _, figures: said.append(figures))
+    contrast.train_contrast(model, processor, design, data, recipe, 1, lambda _, figures: said.append(figures))
     assert len(said) == 2
     assert all(np.isfinite(list(figures.values())).all() for figures in said)
-    assert not torch.equal(model.state_dict()["visual_projection.weight"], before)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(any(tower in name for name in moved) for tower in ("vision_model", "text_model", "logit_scale"))
 
 
-def test_articles_fit_the_scorers_text_tower() -> None:
+@pytest.mark.parametrize("design", _DESIGNS, ids=lambda design: design.name)
+def test_articles_fit_the_scorers_text_tower(design: ScorerDesign) -> None:
     texts = [text for articles in contrast.write_studio_articles(1) for text in articles]
-    processor = tiny_clip.build_processor(texts)
-    assert max(len(ids) for ids in processor.tokenizer(texts)["input_ids"]) <= tiny_clip.MAX_TOKENS
+    processor = design.build_processor(texts)
+    model = design.build_model(processor)
+    longest = max(len(ids) for ids in processor.tokenizer(texts)["input_ids"])
+    assert longest <= model.config.text_config.max_position_embeddings
+
+
+@pytest.mark.parametrize("design", _DESIGNS, ids=lambda design: design.name)
+def test_family_s_loss_falls_when_pairs_match(design: ScorerDesign) -> None:
+    model = design.build_model(design.build_processor(["a thing"]))
+    rows_BD = torch.eye(6, design.dim)
+    right, wrong = (design.compute_loss(model, rows_BD, other).item() for other in (rows_BD, rows_BD.roll(1, 0)))
+    assert right < wrong
+
+
+def test_sigmoid_loss_is_the_one_of_transformers() -> None:
+    model = tiny_siglip.build_model(tiny_siglip.build_processor(["a thing"]))
+    states = torch.nn.functional.normalize(torch.randn(2, 5, tiny_siglip.DIM), dim=-1)
+    ids = torch.zeros(5, 4, dtype=torch.long)
+    pixels = torch.zeros(5, 3, tiny_siglip.IMAGE_SIZE_PX, tiny_siglip.IMAGE_SIZE_PX)
+    towers = [mock.Mock(return_value=mock.Mock(pooler_output=rows)) for rows in states]
+    with (
+        mock.patch.object(type(model.vision_model), "forward", towers[0]),
+        mock.patch.object(type(model.text_model), "forward", towers[1]),
+        torch.no_grad(),
+    ):
+        wanted = model(input_ids=ids, pixel_values=pixels, return_loss=True).loss.item()
+        assert tiny_siglip.compute_loss(model, *states).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_shipped_scorers_open_and_differ_in_architecture() -> None:
+    encoders = [load_encoder(ScorerParams(path=f"builtin:{design.name}", device="cpu")) for design in _DESIGNS]
+    assert [encoder.model_type for encoder in encoders] == ["clip", "siglip"]
+    assert len({encoder.digest for encoder in encoders}) == 2
+    configs = [AutoConfig.from_pretrained(resolve_model_path(f"builtin:{design.name}")) for design in _DESIGNS]
+    for size in ("hidden_size", "num_hidden_layers", "patch_size", "image_size"):
+        assert getattr(configs[0].vision_config, size) != getattr(configs[1].vision_config, size)
+    for design, encoder in zip(_DESIGNS, encoders, strict=True):
+        assert (encoder.dim, encoder.input_size_px) == (design.dim, design.image_size_px)
+        vectors_ND = encoder.encode_texts(["A red star.", "A blue ring. " * 90])
+        pictures_ND = encoder.encode_images([Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")])
+        lengths = np.linalg.norm(np.concatenate([vectors_ND, pictures_ND]), axis=1)
+        assert lengths == pytest.approx(np.ones(4), abs=1e-5)
+        assert not np.allclose(pictures_ND[0], pictures_ND[1])
+        assert not np.allclose(vectors_ND[0], vectors_ND[1])
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (3, 1.0), (4, 1.01), (10, 0.01)])

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from pipeline.config import PolicyParams
-from pipeline.core.completion import format_decision
+from pipeline.core.completion import REGION_OPENING, format_decision
 from pipeline.demo.tiny_llava import FRAME_UNITS
 from pipeline.errors import ModelError
 from pipeline.learn.families import FRAME_KEY
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
+from pipeline.learn.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull
 from tests.conftest import SpokenLlava
 
@@ -65,6 +66,58 @@ def test_p_region_is_the_probability_of_the_opening(spoken_llava: SpokenLlava) -
         logits = policy.model(**inputs).logits[0, -1]
     wanted = logits.softmax(-1)[policy.region_ids[0]].item()
     assert policy.decide([image], [question])[0].p_region == pytest.approx(wanted, abs=1e-4)
+
+
+def test_forced_answers_open_a_region_and_leave_p_region_alone(spoken_llava: SpokenLlava) -> None:
+    policy = load_policy(spoken_llava.folder, _params())
+    images = [spoken_llava.load_image(query_id) for query_id in spoken_llava.questions]
+    questions = list(spoken_llava.questions.values())
+    free, forced = (policy.decide(images, questions, force_region=force) for force in (False, True))
+    assert [answer.p_region for answer in forced] == pytest.approx([answer.p_region for answer in free], abs=1e-6)
+    assert all(answer.completion.startswith(REGION_OPENING) for answer in forced)
+    kept = [answer.decision == KeepFull() for answer in free]
+    assert any(kept)
+    assert not all(kept)
+    for was_kept, before, after in zip(kept, free, forced, strict=True):
+        assert was_kept or after == before  # who crops anyway names the same box
+
+
+def test_untrained_policy_is_forced_too(policy: Policy) -> None:
+    answers = policy.decide([_draw(size_px) for size_px in _SIZES_PX], _QUESTIONS, force_region=True)
+    assert all(answer.completion.startswith(REGION_OPENING) for answer in answers)
+    assert not all(
+        answer.completion.startswith(REGION_OPENING) for answer in policy.decide([_draw((4, 4))], ["What is it?"])
+    )
+
+
+def test_opening_of_several_tokens_is_forced_whole(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = policy.region_ids + policy.processor.tokenizer("3,", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(policy, "region_ids", opening)
+    answer = policy.decide([_draw((4, 4))], ["What is it?"], force_region=True)[0]
+    assert answer.completion.startswith(policy.processor.tokenizer.decode(opening))
+
+
+def test_openings_that_begin_alike_cannot_be_forced(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "full_ids", policy.region_ids[:1] + policy.full_ids)
+    policy.decide([_draw((4, 4))], ["What is it?"])
+    with pytest.raises(ModelError, match="same token"):
+        policy.decide([_draw((4, 4))], ["What is it?"], force_region=True)
+
+
+def test_samples_are_seeded_forced_and_grouped_by_query(policy: Policy) -> None:
+    images = [_draw(size_px) for size_px in _SIZES_PX]
+
+    def sample(seed: int) -> list[list[PolicyAnswer]]:
+        seed_everything(seed)
+        return policy.sample_regions(images, _QUESTIONS, num_samples=3)
+
+    first = sample(1)
+    assert [len(answers) for answers in first] == [3] * len(images)
+    assert sample(1) == first != sample(2)
+    assert all(answer.completion.startswith(REGION_OPENING) for answers in first for answer in answers)
+    greedy = policy.decide(images, _QUESTIONS)
+    for answers, answer in zip(first, greedy, strict=True):
+        assert [drawn.p_region for drawn in answers] == pytest.approx([answer.p_region] * 3, abs=1e-4)
 
 
 def test_saved_policy_answers_alike(policy: Policy, tmp_path: Path) -> None:
