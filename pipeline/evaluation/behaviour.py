@@ -8,6 +8,7 @@ transfer           whether the same crops help another frozen scorer, with the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -22,7 +23,7 @@ from pipeline.evaluation.methods import Answer, Choice, QuerySet, Scorer
 from pipeline.evaluation.selection import Samples, probe_selection
 from pipeline.evaluation.threshold import probe_threshold
 
-RANK_BUCKETS: Final = (("1", 1, 1), ("2-3", 2, 3), ("4-10", 4, 10), ("11-20", 11, 20))
+RANK_BUCKETS: Final = (("1", 1, 1), ("2-3", 2, 3), ("4-10", 4, 10), ("11+", 11, math.inf))
 NO_POSITIVE: Final = "none"
 RANKED_METHODS: Final = ("base", "sft", "rgrpo")
 TRANSFERRED_METHODS: Final = ("full", "base", "rgrpo")
@@ -130,7 +131,7 @@ def describe_behaviour(
 
 
 def split_by_rank(table: ResultTable, method: str, sure: Bootstrap) -> dict[str, RankBucket]:
-    """Return bucket of the full image's first rank -> what the method does there; up to K = 20 none is left out."""
+    """Return bucket of the full image's first rank -> what the method does there."""
     ranks = [row.first_rank for row in table.rows["full"]]
     members = {
         name: np.array([rank is not None and low <= rank <= high for rank in ranks], dtype=np.float64)

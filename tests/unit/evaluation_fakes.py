@@ -98,7 +98,7 @@ class FakePolicy:
         p_region = {"keep": 0.2, "crop": 0.9}.get(verb, 0.995)
         if not force_region and (verb == "keep" or "base" in self.name):
             return FakeAnswer(KeepFull(), "NO_CROP_NEEDED", p_region)
-        if verb == "nonsense":
+        if verb not in ("keep", "crop"):
             return FakeAnswer(Malformed("neither opening"), question, p_region)
         if verb == "keep":
             return FakeAnswer(Crop(Box(0.5, 0.5, 0.8, 0.8)), "forced", p_region)

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.types import Box, CurvePoint, Rollout
 
 NUM_STEPS = 6
-BUCKETS = ("1", "2-3", "4-10", "11-20", "none")
+BUCKETS = ("1", "2-3", "4-10", "11+", "none")
 
 
 def build_interval(mean: float) -> dict[str, float]:

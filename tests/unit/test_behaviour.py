@@ -95,7 +95,7 @@ def test_buckets_hold_every_query_once_and_only_its_crops(world: FakeWorld, beha
     full = {row.query_id: row for row in rows if row.method == "full"}
     assert set(behaviour["by_baseline_rank"]) == set(RANKED_METHODS)
     for method, buckets in behaviour["by_baseline_rank"].items():
-        assert list(buckets) == ["1", "2-3", "4-10", "11-20", "none"]
+        assert list(buckets) == ["1", "2-3", "4-10", "11+", "none"]
         assert sum(bucket["num_queries"] for bucket in buckets.values()) == len(world.queries)
         cropped = [row for row in rows if row.method == method and row.decision == "region"]
         assert sum(bucket["num_cropped"] for bucket in buckets.values()) == len(cropped)

@@ -164,9 +164,10 @@ def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch
     assert re.findall(r'(?:src|href)="(?!data:|#)', markup) == []
     assert page.count("</script>") == 3  # neither bundle nor data may end its element early
     assert "Under another frozen encoder" in page
+    without = {**report, "behaviour": {k: v for k, v in report["behaviour"].items() if k != "transfer"}}
     bare = render_page(
         ReportInputs(
-            report=report, panels=[], tally=tally, crops=[], targets=[], warmup_curve=(), train_curve=(), rollouts=()
+            report=without, panels=[], tally=tally, crops=[], targets=[], warmup_curve=(), train_curve=(), rollouts=()
         )
     )
     assert "The policy cropped no query" in bare

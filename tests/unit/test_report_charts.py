@@ -45,7 +45,7 @@ def test_method_without_value_has_no_row() -> None:
 def test_bucket_without_crops_has_no_bar_of_success() -> None:
     by_rank = fakes.build_behaviour()["by_baseline_rank"]
     rows = _read_rows(build_spec(charts.draw_success_by_rank(by_rank["rgrpo"]), "success"))
-    assert {row["bucket"] for row in rows} == {"2-3|n = 1", "4-10|n = 2", "11-20|n = 3"}
+    assert {row["bucket"] for row in rows} == {"2-3|n = 1", "4-10|n = 2", "11+|n = 3"}
     assert len(rows) == 6
 
 
