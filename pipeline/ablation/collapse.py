@@ -1,69 +1,74 @@
 """A policy that says FULL to everything: the start from which stock GRPO has nothing to compare.
 
-The SFT policy is taught FULL for training queries, by the trainer of the warm-up, until it all but never opens a
-region on validation queries. Equal seeds give equal policies, so the arms that start from it share their start.
+The SFT policy is trained by r-GRPO with a reward that pays FULL alone, until it all but never opens a region on
+validation queries. Every box earns the same there, so with factorised advantages nothing teaches against boxes: the
+policy forgets when to crop, not where. (Teaching FULL by SFT was tried first; it spoils the boxes too, docs/log.md.)
+Equal seeds give equal policies, so the arms that start from it share their start.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from pipeline.config import Params
+from pipeline.config import Params, RewardParams
 from pipeline.errors import StageError
+from pipeline.learn.grpo import train_rgrpo
 from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
-from pipeline.learn.sft import SftExample, train_sft
 from pipeline.tracking import null_run
-from pipeline.types import RegionLabel
 
 logger = logging.getLogger(__name__)
 
-MAX_P_REGION = 0.001
+MAX_P_REGION: Final = 0.001
 """Mean p(REGION) on validation queries below which a policy counts as collapsed."""
 
-MAX_ROUNDS = 30
-NUM_CHECKED = 64
+MAX_ROUNDS: Final = 20
+STEPS_PER_ROUND: Final = 10
+NUM_CHECKED: Final = 64
+ONLY_FULL_PAYS: Final = RewardParams(
+    weight_mrr=0.0, weight_ndcg=0.0, weight_rank=0.0, weight_margin=0.0, full_when_first=1.0, full_otherwise=1.0
+)
 
 
-def collapse_policy(policy: Policy, scorer: FrozenScorer, params: Params) -> float:
-    """Teach the policy FULL, in place, and return the mean p(REGION) that is left.
+def collapse_policy(policy: Policy, questions: Mapping[str, str], scorer: FrozenScorer, params: Params) -> float:
+    """Drive the policy to FULL, in place, and return the mean p(REGION) that is left.
 
     Args:
         policy: the SFT policy.
-        scorer: gives queries and pictures; nothing is scored.
-        params: rate, batch and number of queries of the warm-up; the seed.
+        questions: query id -> question of the training queries.
+        scorer: gives queries and pictures.
+        params: groups, rate and seed of r-GRPO.
 
     Raises:
         StageError: there are no validation queries, or p(REGION) is not small enough after all rounds.
     """
     seed_everything(params.seed)
-    ids = sorted(query_id for query_id, pool in scorer.pools.items() if pool.split == "train")
-    order = np.random.default_rng(params.seed).permutation(len(ids))[: params.warmup.num_queries]
-    examples = [
-        SftExample(RegionLabel(query_id=ids[i], box=None, gain=0.0), scorer.queries[ids[i]].question) for i in order
-    ]
-    one_round = params.warmup.model_copy(update={"epochs": 1.0, "warmup_steps": 0})
+    changes = {"max_steps": STEPS_PER_ROUND, "save_steps": STEPS_PER_ROUND, "warmup_steps": 0, "beta": 0.0}
+    one_round = params.train.model_copy(update=changes)
     for number in range(MAX_ROUNDS):
         with tempfile.TemporaryDirectory() as scratch:
-            train_sft(
+            train_rgrpo(
                 policy,
-                examples,
-                scorer.load_image,
+                questions,
+                scorer,
                 one_round,
+                ONLY_FULL_PAYS,
                 seed=params.seed + number,
                 log=null_run().log_metrics,
-                scratch_dir=Path(scratch),
+                checkpoints_dir=Path(scratch),
             )
         p_region = measure_p_region(policy, scorer)
         logger.info("collapse: mean p(REGION) is %.2g after round %d", p_region, number + 1)
         if p_region < MAX_P_REGION:
             return p_region
-    raise StageError(f"the policy still opens a region with p = {p_region:.2g} after {MAX_ROUNDS} rounds of FULL")
+    raise StageError(f"the policy still opens a region with p = {p_region:.2g} after {MAX_ROUNDS} rounds")
 
 
 def measure_p_region(policy: Policy, scorer: FrozenScorer) -> float:

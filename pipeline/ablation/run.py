@@ -140,7 +140,7 @@ def _make_start(arm: Arm, params: Params, bench: Bench, folder: Path) -> tuple[P
     start_dir = folder / "start"
     if not start_dir.is_dir():
         policy = load_policy(bench.workspace.sft_dir, params.policy)
-        p_region = collapse_policy(policy, bench.scorer, params)
+        p_region = collapse_policy(policy, bench.questions, bench.scorer, params)
         with replace_dir(start_dir) as made:
             policy.save(made / "policy")
             write_json(made / "p_region.json", p_region)

@@ -194,9 +194,6 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._reward = reward
         self._rollouts = rollouts
         self._rollouts_name = f"rollouts-{self.accelerator.process_index}.parquet"
-        for scored in (self.model, self.ref_model):
-            if scored is not None:
-                share_pictures(scored)
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -420,7 +417,8 @@ def train_rgrpo(
     last = find_checkpoint(checkpoints_dir)
     if last is not None:
         logger.info("train: goes on from %s", last.name)
-    with track("train: r-GRPO steps", params.max_steps) as advance:
+    sharing = share_pictures(trainer.model, trainer.ref_model)
+    with sharing, track("train: r-GRPO steps", params.max_steps) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return TrainingRecord(rollouts=rollouts, curve=collect_curve(trainer.state.log_history, _LOGGED))

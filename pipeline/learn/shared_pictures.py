@@ -9,6 +9,8 @@ Shapes: B rows, U distinct pictures, C channels, H and W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -19,17 +21,21 @@ from transformers.utils import ModelOutput
 _PRIME = 1_000_003
 
 
-def share_pictures(model: nn.Module) -> None:
-    """Make a model's vision tower encode each distinct picture of a batch once.
+@contextmanager
+def share_pictures(*models: nn.Module | None) -> Iterator[None]:
+    """Make the vision towers of models encode each distinct picture of a batch once, for as long as the context lasts.
 
     Towers that take (B, C, H, W) pixels are served (CLIP, SigLIP as in LLaVA); a model without such a tower stays as
     it is.
     """
-    tower = next((module for name, module in model.named_modules() if name.endswith("vision_tower")), None)
-    if tower is not None:
-        sharing = _Sharing()
-        tower.register_forward_pre_hook(sharing.drop_copies, with_kwargs=True)
-        tower.register_forward_hook(sharing.hand_out)
+    with ExitStack() as hooks:
+        for model in models:
+            for name, module in () if model is None else model.named_modules():
+                if name.endswith("vision_tower"):
+                    sharing = _Sharing()
+                    hooks.callback(module.register_forward_pre_hook(sharing.drop_copies, with_kwargs=True).remove)
+                    hooks.callback(module.register_forward_hook(sharing.hand_out).remove)
+        yield
 
 
 def find_copies(pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ def test_half_precision_is_served() -> None:
 
 
 @pytest.fixture
-def pair(tiny_llava_dir: Path) -> tuple[Any, Any]:
+def pair(tiny_llava_dir: Path) -> Iterator[tuple[Any, Any]]:
     plain, sharing = (
         AutoModelForImageTextToText.from_pretrained(tiny_llava_dir, dtype=torch.float64) for _ in range(2)
     )
-    share_pictures(sharing)
-    return plain, sharing
+    with share_pictures(sharing, None):
+        yield plain, sharing
 
 
 def _build_inputs(model: Any) -> dict[str, torch.Tensor]:
@@ -72,3 +73,12 @@ def test_the_tower_sees_each_picture_once(pair: tuple[Any, Any]) -> None:
         embeddings.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
         model(**_build_inputs(model))
     assert seen == [5, 2]
+
+
+def test_sharing_ends_with_its_context(pair: tuple[Any, Any]) -> None:
+    plain, _ = pair
+    wanted = plain(**_build_inputs(plain)).logits
+    for _ in range(2):  # a second training of the same policy
+        with share_pictures(plain):
+            torch.testing.assert_close(plain(**_build_inputs(plain)).logits, wanted)
+    assert not any(module._forward_hooks for name, module in plain.named_modules() if name.endswith("vision_tower"))
