@@ -102,6 +102,9 @@ class PictureFinder:
         """
         if not (_OVEN_ID if dataset == "infoseek" else _PLAIN_ID).fullmatch(image_id):
             raise ValueError(f"{image_id!r} is no image id of {dataset}")
+        if dataset == "inaturalist" and self._data_dir is None:
+            self.census.count_query(dataset, image_id, "unresolved", None)
+            return str(self._images_dir / "inaturalist" / image_id)
         if dataset == "inaturalist":
             candidates = self._name_inaturalist(inaturalist_split, image_id)
         elif dataset == "landmarks":
