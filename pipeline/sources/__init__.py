@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import DataParams
-from pipeline.errors import ConfigError
 from pipeline.sources.pictures import ImageCensus
 from pipeline.types import Reject, Split
+
+if TYPE_CHECKING:
+    from pipeline.sources.layout import SourceFiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,25 +63,29 @@ class Source(Protocol):
         """Yield one item per raw query row; raises DataError if a file is missing or cannot be read."""
 
 
-def open_source(params: DataParams, data_dir: Path) -> Source:
-    """Return the adapter that `data.source` names, reading from `data_dir`.
+def open_source(params: DataParams, path: Path) -> Source:
+    """Return the adapter that `data.source` names.
+
+    Args:
+        params: which source, and which files of it.
+        path: the data folder; or one annotation file, which is then all there is to read: no documents, and
+            no picture is looked for.
 
     Raises:
         DataError: a file that the source needs is missing.
     """
-    from pipeline.sources.jsonl import JsonlSource
-    from pipeline.sources.layout import find_files
-
-    if params.source == "jsonl":
-        return JsonlSource(data_dir)
-    from pipeline.sources.evqa import CsvSource
+    from pipeline.sources.evqa import EchosightSource, EvqaSource
     from pipeline.sources.infoseek import InfoseekSource
+    from pipeline.sources.jsonl import JsonlSource
+    from pipeline.sources.layout import find_files, take_annotation_file
 
-    published: dict[str, Callable[..., Source]] = {
-        "evqa": CsvSource,
-        "echosight": CsvSource,
+    alone = path.is_file()
+    if params.source == "jsonl":
+        return JsonlSource(path.parent, queries_file=path.name) if alone else JsonlSource(path)
+    published: dict[str, Callable[[SourceFiles, int], Source]] = {
+        "evqa": EvqaSource,
+        "echosight": EchosightSource,
         "infoseek": InfoseekSource,
     }
-    if params.source not in published:
-        raise ConfigError(f"data.source: there is no source {params.source!r}")
-    return published[params.source](find_files(params, data_dir), params.max_text_chars)
+    files = take_annotation_file(params, path) if alone else find_files(params, path)
+    return published[params.source](files, params.max_text_chars)

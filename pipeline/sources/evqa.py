@@ -32,9 +32,10 @@ INATURALIST_SPLITS: Final[Mapping[str, str]] = {"train": "train", "val": "val", 
 ENTITY_TAGS: Final[Mapping[str, str | None]] = {"True": "seen", "False": "unseen", "0": None}
 
 
-class CsvSource:
-    """Reads E-VQA's annotation files and knowledge base, or EchoSight's."""
+class EvqaSource:
+    """Reads E-VQA's annotation files and knowledge base."""
 
+    datasets: frozenset[str] = EVQA_DATASETS
     protocol_reasons: frozenset[str] = frozenset({"two_hop", "split_leak"})
 
     def __init__(self, files: SourceFiles, max_text_chars: int) -> None:
@@ -86,7 +87,7 @@ class CsvSource:
         if bad_column is not None:
             return Reject(source_id=source_id, reason="not_utf8", detail=f"{bad_column} holds bytes that are not UTF-8")
         try:
-            tags = _read_tags(cells)
+            tags = _read_tags(cells, self.datasets)
             query_id = _name_query(split, number, cells)
             if query_id in data_splits:
                 tags["split"] = data_splits[query_id]
@@ -111,6 +112,12 @@ class CsvSource:
         )
 
 
+class EchosightSource(EvqaSource):
+    """Reads EchoSight's files: InfoSeek in E-VQA's columns."""
+
+    datasets = EVQA_DATASETS | {"infoseek"}
+
+
 def _first_image_id(cells: Mapping[str, str]) -> str:
     return cells["dataset_image_ids"].split("|")[0].strip()
 
@@ -120,15 +127,15 @@ def _find_undecoded(cells: Mapping[str, str]) -> str | None:
     return next((name for name, cell in cells.items() if any("\ud800" <= sign <= "\udfff" for sign in cell)), None)
 
 
-def _read_tags(cells: Mapping[str, str]) -> dict[str, str]:
+def _read_tags(cells: Mapping[str, str], datasets: frozenset[str]) -> dict[str, str]:
     dataset, question_type = cells["dataset_name"], cells["question_type"]
+    if dataset not in datasets:
+        raise ValueError(f"dataset_name {dataset!r} is none of {', '.join(sorted(datasets))}")
     if dataset in EVQA_DATASETS:
         if question_type not in EVQA_TYPES:
             raise ValueError(f"question_type {question_type!r} is none of {', '.join(sorted(EVQA_TYPES))}")
         if cells["encyclopedic_vqa_split"] not in INATURALIST_SPLITS:
             raise ValueError(f"encyclopedic_vqa_split {cells['encyclopedic_vqa_split']!r} is none of train, val, test")
-    elif dataset != "infoseek":
-        raise ValueError(f"dataset_name {dataset!r} is none of landmarks, inaturalist, infoseek")
     used_in_train = cells["wikipedia_url_used_in_train"]
     if used_in_train not in ENTITY_TAGS:
         raise ValueError(f"wikipedia_url_used_in_train {used_in_train!r} is neither True nor False")

@@ -63,16 +63,17 @@ class JsonlSource:
     census: ImageCensus | None = None
     protocol_reasons: frozenset[str] = frozenset()
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, queries_file: str = QUERIES_FILE) -> None:
         self._data_dir = data_dir
+        self._queries_file = queries_file
 
     def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
         """Yield the rows of documents.jsonl."""
         return _read_rows(self._data_dir / DOCUMENTS_FILE, DocumentRow, _to_document)
 
     def read_queries(self) -> Iterator[QueryCandidate | Reject]:
-        """Yield the rows of queries.jsonl."""
-        return _read_rows(self._data_dir / QUERIES_FILE, QueryRow, _to_query)
+        """Yield the rows of queries.jsonl, or of the file that stands for it."""
+        return _read_rows(self._data_dir / self._queries_file, QueryRow, _to_query)
 
 
 def _to_document(source_id: str, row: DocumentRow) -> DocumentCandidate:

@@ -14,9 +14,8 @@ from pipeline import store
 from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
 from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
-from pipeline.sources.evqa import COLUMNS, CsvSource
+from pipeline.sources.evqa import COLUMNS
 from pipeline.sources.knowledge_base import join_sections
-from pipeline.sources.layout import take_annotation_file
 from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Reject
@@ -51,7 +50,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def read_file(path: Path, params: DataParams = EVQA) -> tuple[list[QueryCandidate], list[Reject]]:
     """Read an annotation file alone; pictures stay unresolved."""
-    rows = list(CsvSource(take_annotation_file(params, path), 100).read_queries())
+    rows = list(open_source(params, path).read_queries())
     return [row for row in rows if isinstance(row, QueryCandidate)], [row for row in rows if isinstance(row, Reject)]
 
 
@@ -185,7 +184,7 @@ def test_row_numbers_count_records_not_lines(tmp_path: Path):
         ({"dataset_image_ids": "|abc1234567890def"}, "no image id of landmarks"),
         ({"dataset_image_ids": "../../etc/passwd"}, "no image id of landmarks"),
         ({"dataset_name": "flickr"}, "dataset_name 'flickr'"),
-        ({"dataset_name": "infoseek"}, "data_id must have"),
+        ({"dataset_name": "infoseek"}, "none of inaturalist, landmarks"),
         ({"question_type": "3_hop"}, "question_type '3_hop'"),
         ({"encyclopedic_vqa_split": "dev"}, "encyclopedic_vqa_split 'dev'"),
         ({"wikipedia_url_used_in_train": "yes"}, "wikipedia_url_used_in_train 'yes'"),
@@ -229,13 +228,11 @@ def test_row_with_too_few_cells_is_rejected(tmp_path: Path):
         (b"question,answer\na,b\n", r"row 1: lacks the columns dataset_image_ids, .*first row is: question, answer"),
         ((",".join(COLUMNS) + ",answer\n").encode(), "names a column twice: answer"),
         (format_csv([evqa_row()]).encode() + b'"never closed\n,', r"row 3: is no sound CSV"),
-        (None, "is missing"),
     ],
 )
-def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes | None, said: str):
+def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes, said: str):
     path = tmp_path / "test.csv"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
         read_file(path)
     assert "\n" not in str(caught.value)
@@ -334,6 +331,12 @@ def test_echosight_rows_keep_their_data_id_and_flat_pictures(tmp_path: Path):
     assert [query.query_id for query in queries] == ["infoseek_val_00000001", "infoseek_val_00000002"]
     assert {query.image_path for query in queries} == {"images/oven_images/oven_05023258.png"}
     assert queries[1].tags == {"dataset": "infoseek", "question_type": "Time"}
+
+
+def test_echosight_row_without_data_id_is_rejected(tmp_path: Path):
+    path = write_csv(tmp_path / "test.csv", [evqa_row(dataset_name="infoseek")])
+    _, (reject,) = read_file(path, ECHOSIGHT)
+    assert "data_id must have" in reject.detail
 
 
 def test_echosight_rows_learn_their_split_from_infoseek_beside_them(tmp_path: Path):

@@ -14,8 +14,7 @@ from pipeline import store
 from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
 from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
-from pipeline.sources.infoseek import InfoseekSource, _EntitySet
-from pipeline.sources.layout import take_annotation_file
+from pipeline.sources.infoseek import _EntitySet
 from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Reject
@@ -42,7 +41,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def read_questions(path: Path) -> list[QueryCandidate | Reject]:
-    return list(InfoseekSource(take_annotation_file(PARAMS.data, path), 100).read_queries())
+    return list(open_source(PARAMS.data, path).read_queries())
 
 
 def read_articles(workspace: Workspace, rows: list[dict[str, Any]]) -> list[DocumentCandidate | Reject]:
