@@ -93,9 +93,11 @@ def compute_harmonic_mean(rates: npt.ArrayLike) -> float:
         raise ValueError("rates must be a non-empty vector")
     if not ((values >= 0.0) & (values <= 1.0)).all():
         raise ValueError(f"rates must lie in [0, 1], got {values.tolist()}")
-    if (values == 0.0).any():
+    least = values.min()
+    if least == 0.0:
         return 0.0
-    return float(values.size / (1.0 / values).sum())
+    # Relative to the least rate, because the reciprocal of a subnormal number overflows.
+    return float(values.size * least / (least / values).sum())
 
 
 def _check_rank(first_rank: int | None) -> None:

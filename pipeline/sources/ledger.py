@@ -56,7 +56,7 @@ class DocumentLedger:
 
     def list_by_row(self) -> list[str]:
         """Return the kept document's id for each raw row from 1 on; empty where the row was not kept."""
-        by_row = [""] * (self.rows[-1] if self.rows else 0)
+        by_row = [""] * max(self.num_rows, self.rows[-1] if self.rows else 0)
         for row, doc_id, kept in zip(self.rows, self.doc_ids, self.kept, strict=True):
             if kept:
                 by_row[row - 1] = doc_id
