@@ -102,6 +102,21 @@ def check_params(file: Annotated[Path, typer.Argument(help="parameter file")]) -
     typer.echo(f"{file}: valid, sha256 {load_params(file).sha256()}")
 
 
+@data_commands.command("fetch")
+def fetch_data_files(
+    source: Annotated[Literal["evqa", "infoseek"], typer.Argument(help="which published data set")],
+    out: Annotated[Path, typer.Option(help="folder to fetch into")] = Path("data"),
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before fetching")] = False,
+) -> None:
+    """Download the annotation files and the knowledge base; a broken download goes on where it stopped."""
+    from pipeline.sources.fetch import PUBLISHED_FILES, fetch_files
+
+    def confirm(num_bytes: int) -> bool:
+        return yes or num_bytes == 0 or typer.confirm("fetch?", err=True)
+
+    fetch_files(PUBLISHED_FILES[source], out, lambda line: typer.echo(line, err=True), confirm=confirm)
+
+
 @data_commands.command("check")
 def check_data_files(
     path: Annotated[Path, typer.Argument(help="data folder, or one annotation file")],

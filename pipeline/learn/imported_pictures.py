@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,21 @@ NORM_TOLERANCE: Final = 1e-3
 # EchoSight cuts pictures to their centre and computed in half precision, so its vectors are near ours, not equal;
 # those of another encoder are nowhere near.
 MIN_AGREEMENT: Final = 0.9
+
+# A damaged pickle raises whatever its opcodes run into.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    MemoryError,
+    OverflowError,
+)
 
 
 class ImportedPictures:
@@ -149,19 +165,7 @@ def load_positions(path: Path) -> NDArray[np.int64]:
             value = _PlainUnpickler(stream).load()
     except FileNotFoundError as error:
         raise DataError("is missing", path=path) from error
-    # A damaged pickle raises whatever its opcodes run into.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OSError,
-        MemoryError,
-        OverflowError,
-        AssertionError,
-    ) as error:
+    except _PICKLE_ERRORS as error:
         raise DataError(f"is no plain pickled list: {' '.join(str(error).split())}", path=path) from error
     if type(value) is not list or any(type(item) is not int for item in value):
         raise DataError("must be a plain list of whole numbers", path=path)

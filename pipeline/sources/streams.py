@@ -28,19 +28,24 @@ _PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, N
 
 
 @contextmanager
-def open_packed(path: Path) -> Iterator[IO[bytes]]:
+def open_packed(path: Path, suffix: str | None = None) -> Iterator[IO[bytes]]:
     """Open a file for reading, unpacking `.gz` and a `.zip` that holds one file.
+
+    Args:
+        path: the file.
+        suffix: how it is packed; the end of its name unless told.
 
     Raises:
         DataError: it is missing, cannot be read, is damaged or cut short.
     """
     if not path.is_file():
         raise DataError("is missing", path=path)
+    packing = path.suffix if suffix is None else suffix
     try:
-        if path.suffix == ".gz":
+        if packing == ".gz":
             with gzip.open(path, "rb") as packed:
                 yield packed
-        elif path.suffix == ".zip":
+        elif packing == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
                 if len(names) != 1:
