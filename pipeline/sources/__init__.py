@@ -45,16 +45,15 @@ class QueryCandidate:
 
 
 class Source(Protocol):
-    """Streams the raw rows of one data folder, in file order; one file holds all documents.
+    """Streams the raw rows of one data folder, in file order; one file holds all documents."""
 
-    Attributes:
-        census: pictures that ids asked for, so far; None where rows name files themselves.
-        protocol_reasons: reject reasons that the published protocol asks for; `data.max_reject_rate` does
-            not count them.
-    """
+    @property
+    def census(self) -> ImageCensus | None:
+        """Pictures that ids asked for, so far; None where rows name files themselves."""
 
-    census: ImageCensus | None
-    protocol_reasons: frozenset[str]
+    @property
+    def protocol_reasons(self) -> frozenset[str]:
+        """Reject reasons that the published protocol asks for; `data.max_reject_rate` does not count them."""
 
     def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
         """Yield one item per raw document row; raises DataError if the file is missing or cannot be read."""

@@ -61,7 +61,7 @@ def find_files(params: DataParams, data_dir: Path) -> SourceFiles:
 def take_annotation_file(params: DataParams, path: Path) -> SourceFiles:
     """Return a source that consists of one annotation file and nothing else."""
     published = PUBLISHED_ANNOTATIONS[params.source]
-    split = next((split for split, name in published.items() if name == path.name), "test")
+    split: Split = next((split for split, name in published.items() if name == path.name), "test")
     return SourceFiles(annotations={split: path}, knowledge_base=None, data_dir=None, images_dir=params.images_dir)
 
 

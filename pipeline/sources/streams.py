@@ -9,13 +9,12 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import ijson
 
@@ -28,7 +27,7 @@ _PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, N
 
 
 @contextmanager
-def open_packed(path: Path, suffix: str | None = None) -> Iterator[IO[bytes]]:
+def open_packed(path: Path, suffix: str | None = None) -> Iterator[io.BufferedIOBase]:
     """Open a file for reading, unpacking `.gz` and a `.zip` that holds one file.
 
     Args:
@@ -124,18 +123,6 @@ def read_json_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
             raise DataError(f"is no whole JSON object: after {number} entries: {said}", path=path) from error
     if number == 0:
         raise DataError("holds no entries", path=path)
-
-
-def load_json_line(line: bytes) -> dict[str, Any]:
-    """Parse one line.
-
-    Raises:
-        ValueError: it is not UTF-8, no JSON or no object.
-    """
-    row = json.loads(line.decode("utf-8"))
-    if not isinstance(row, dict):
-        raise ValueError("is no JSON object")
-    return row
 
 
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
