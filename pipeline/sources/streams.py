@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 import ijson
 
@@ -27,7 +27,7 @@ _PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, N
 
 
 @contextmanager
-def open_packed(path: Path, suffix: str | None = None) -> Iterator[io.BufferedIOBase]:
+def open_packed(path: Path, suffix: str | None = None) -> Iterator[IO[bytes]]:
     """Open a file for reading, unpacking `.gz` and a `.zip` that holds one file.
 
     Args:
@@ -43,7 +43,8 @@ def open_packed(path: Path, suffix: str | None = None) -> Iterator[io.BufferedIO
     try:
         if packing == ".gz":
             with gzip.open(path, "rb") as packed:
-                yield packed
+                # Its stub derives from no IO, though it is one.
+                yield cast("IO[bytes]", packed)
         elif packing == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
