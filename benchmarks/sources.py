@@ -2,7 +2,7 @@
 
 `python -m benchmarks.sources` writes an E-VQA knowledge base (one JSON object) and a Wiki6M file (gz) with a million
 entries each, runs prepare on either in a process of its own, prints peak resident memory and time as JSON, and
-removes the files. The limit of 1.5 GB is the issue's; the exit code is 1 where it is exceeded.
+removes the files. Above 1.5 GB the exit code is 1.
 """
 
 from __future__ import annotations
