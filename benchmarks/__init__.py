@@ -1,1 +1,1 @@
-"""What the reward and a training step cost, measured side by side in one run: `python -m benchmarks`, `make bench`."""
+"""What the pipeline costs, measured: `make bench` (reward, training step); `python -m benchmarks.sources` (readers)."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Params, load_params
+from pipeline.config import DataParams, Params, load_params
 from pipeline.environment import prepare_process
 from pipeline.errors import RegionR1Error
 from pipeline.report import table as figures
@@ -30,6 +30,7 @@ TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", 
 WORLD_NUM_TRAIN: Final = 64
 WORLD_NUM_VAL: Final = 8
 
+SourceName = Literal["jsonl", "evqa", "infoseek", "echosight"]
 ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
@@ -57,7 +58,9 @@ app = typer.Typer(
 )
 demo = typer.Typer(no_args_is_help=True, help="The procedural demo world.")
 params_commands = typer.Typer(no_args_is_help=True, help="Parameter files.")
+data_commands = typer.Typer(no_args_is_help=True, help="Raw data: own files and published data sets.")
 app.add_typer(demo, name="demo")
+app.add_typer(data_commands, name="data")
 app.add_typer(params_commands, name="params")
 
 
@@ -114,6 +117,42 @@ def show_results(
 def check_params(file: Annotated[Path, typer.Argument(help="parameter file")]) -> None:
     """Check a parameter file and print the hash that names its content."""
     typer.echo(f"{file}: valid, sha256 {load_params(file).sha256()}")
+
+
+@data_commands.command("fetch")
+def fetch_data_files(
+    source: Annotated[Literal["evqa", "infoseek"], typer.Argument(help="which published data set")],
+    out: Annotated[Path, typer.Option(help="folder to fetch into")] = Path("data"),
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before fetching")] = False,
+) -> None:
+    """Download the annotation files and the knowledge base; a broken download goes on where it stopped."""
+    from pipeline.sources.fetch import PUBLISHED_FILES, fetch_files
+
+    def confirm(num_bytes: int) -> bool:
+        return yes or num_bytes == 0 or typer.confirm("fetch?", err=True)
+
+    fetch_files(PUBLISHED_FILES[source], out, lambda line: typer.echo(line, err=True), confirm=confirm)
+
+
+@data_commands.command("check")
+def check_data_files(
+    path: Annotated[Path, typer.Argument(help="data folder, or one annotation file")],
+    source: Annotated[SourceName, typer.Option(help="what kind of data these are")],
+    as_json: JsonOption = False,
+    needed_images: Annotated[
+        Path | None, typer.Option(help="file to list the pictures in that the queries need")
+    ] = None,
+) -> None:
+    """Say what prepare would make of these data; exit code 2 where it would refuse them."""
+    from pipeline.sources.check import check_data
+    from pipeline.store import write_text
+
+    findings, needed, refusal = check_data(DataParams.model_validate({"source": source}), path)
+    if needed_images is not None:
+        write_text(needed_images, "".join(f"{name}\n" for name in needed))
+    typer.echo(json.dumps(findings, indent=2, ensure_ascii=False) if as_json else _format_findings(findings))
+    if refusal is not None:
+        raise refusal
 
 
 @demo.command("make-data")
@@ -210,6 +249,17 @@ def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, nu
     )
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     materialise(world, data_dir)
+
+
+def _format_findings(findings: Mapping[str, Any]) -> str:
+    """Return one line for each count, then the first rows that would be left out."""
+    lines = [
+        f"{name}: {value}" if not isinstance(value, dict) else f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        for name, value in findings.items()
+        if name != "rejects"
+    ]
+    lines += [f"  {row['source_id']}  {row['reason']}: {row['detail']}" for row in findings["rejects"]]
+    return "\n".join(lines)
 
 
 def _print_results(workspace: Workspace, *, as_json: bool) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -17,16 +17,46 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
+def _check_relative(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+        raise ValueError("must be a path inside data/: relative, without `..` or `\\`")
+    return path
+
+
+RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_check_relative)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DataParams(_Section):
-    """Where the raw data lie and how much of them may be unusable."""
+    """Where the raw data lie and how much of them may be unusable; every path is relative to data/."""
 
-    source: Literal["jsonl"] = "jsonl"
+    source: Literal["jsonl", "evqa", "infoseek", "echosight"] = "jsonl"
+    annotations: dict[Literal["train", "val", "test"], RelativePath] = Field(
+        default={}, description="annotation file of each split; empty takes the published names"
+    )
+    knowledge_base: RelativePath | None = Field(default=None, description="null takes the published name")
+    images_dir: RelativePath = Field(default="images", description="folder that image ids are looked up in")
+    faiss_index: RelativePath | None = Field(
+        default=None, description="folder of EchoSight's FAISS index; null embeds the pictures here"
+    )
+    max_text_chars: PositiveInt = Field(default=2000, description="what is kept of a published article")
     max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
+    max_missing_image_rate: Fraction = Field(
+        default=0.02, description="share of published query pictures that may lack a file"
+    )
     max_image_pixels: PositiveInt = Field(default=50_000_000, description="larger images are rejected unread")
+
+    @model_validator(mode="after")
+    def _own_data_name_their_files(self) -> DataParams:
+        given = [name for name in ("annotations", "knowledge_base", "faiss_index") if getattr(self, name)]
+        if self.source == "jsonl" and given:
+            raise ValueError(f"data.{given[0]} is for published sources; data.source is jsonl")
+        if self.source == "infoseek" and self.faiss_index:
+            raise ValueError("data.faiss_index needs a knowledge base in EchoSight's form: source evqa or echosight")
+        return self
 
 
 class DemoParams(_Section):

@@ -17,12 +17,12 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def track(what: str, total: int, *, interval_s: float = 5.0) -> Iterator[Advance]:
+def track(what: str, total: int | None, *, interval_s: float = 5.0) -> Iterator[Advance]:
     """Yield a function that is told how many more items are done.
 
     Args:
         what: what is counted, such as `index: documents`.
-        total: how many there are.
+        total: how many there are, None if nobody knows.
         interval_s: time between two log lines where there is no terminal.
     """
     if sys.stderr.isatty():
@@ -35,7 +35,7 @@ def track(what: str, total: int, *, interval_s: float = 5.0) -> Iterator[Advance
 
 
 class _LoggedProgress:
-    def __init__(self, what: str, total: int, interval_s: float) -> None:
+    def __init__(self, what: str, total: int | None, interval_s: float) -> None:
         self._what, self._total, self._interval_s = what, total, interval_s
         self._num_done = 0
         self._started = self._last_said = time.monotonic()
@@ -47,5 +47,8 @@ class _LoggedProgress:
             return
         self._last_said = now
         rate = self._num_done / (now - self._started)
+        if self._total is None:
+            logger.info("%s %d, %.0f a second", self._what, self._num_done, rate)
+            return
         left_s = (self._total - self._num_done) / rate
         logger.info("%s %d of %d, %.0f a second, %.0f s left", self._what, self._num_done, self._total, rate, left_s)

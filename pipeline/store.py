@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +39,8 @@ Record = TypeVar("Record")
 Row = dict[str, Any]
 
 _PARTIAL_SUFFIX = ".partial"
+# Rows that are held at once while a table is written; the records may come from a generator.
+_BATCH_ROWS = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,13 @@ class _Table(Generic[Record]):
     from_row: Callable[[Row], Record]
 
     def save(self, path: Path, records: Iterable[Record]) -> None:
-        rows = [self.to_row(record) for record in records]
-        table = pa.Table.from_pylist(rows, schema=self.schema)
-        with _replace_file(path) as partial:
-            pq.write_table(table, partial, compression="zstd")
+        rows = (self.to_row(record) for record in records)
+        with (
+            _replace_file(path) as partial,
+            pq.ParquetWriter(partial, self.schema, compression="zstd") as writer,
+        ):
+            while batch := list(islice(rows, _BATCH_ROWS)):
+                writer.write_table(pa.Table.from_pylist(batch, schema=self.schema))
 
     def load(self, path: Path) -> list[Record]:
         table = _read_table(path, stage=self.stage)

@@ -77,6 +77,29 @@ def compute_conditional_recall(hit_Q: npt.ArrayLike, answerable_Q: npt.ArrayLike
     return float(hit.sum() / answerable.sum())
 
 
+def compute_harmonic_mean(rates: npt.ArrayLike) -> float:
+    """Return `n / sum(1 / rate)`: InfoSeek's score over unseen_question and unseen_entity (Chen et al., 2023).
+
+    A rate of 0 gives 0, the limit; InfoSeek's own script puts 1e-12 in its place.
+
+    Args:
+        rates: (n,) rates in [0, 1], one for each split.
+
+    Raises:
+        ValueError: there are no rates, or one lies outside [0, 1].
+    """
+    values = np.asarray(rates, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError("rates must be a non-empty vector")
+    if not ((values >= 0.0) & (values <= 1.0)).all():
+        raise ValueError(f"rates must lie in [0, 1], got {values.tolist()}")
+    least = values.min()
+    if least == 0.0:
+        return 0.0
+    # Relative to the least rate, because the reciprocal of a subnormal number overflows.
+    return float(values.size * least / (least / values).sum())
+
+
 def _check_rank(first_rank: int | None) -> None:
     if first_rank is not None and first_rank < 1:
         raise ValueError(f"ranks start at 1, got {first_rank}")

@@ -27,6 +27,7 @@ from PIL import Image
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, fuse, normalise
+from pipeline.learn.imported_pictures import ImportedPictures
 from pipeline.progress import Advance
 from pipeline.store import load_ids, read_json, replace_dir, save_ids, write_json
 from pipeline.types import Document
@@ -144,6 +145,7 @@ def build_index(
     *,
     batch_size: int,
     advance: Advance,
+    imported: ImportedPictures | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> BuildFigures:
     """Embed every document once and write `index_dir` in one step.
@@ -159,6 +161,7 @@ def build_index(
         shards_dir: scratch folder that survives a kill; nothing else may lie in it.
         batch_size: pictures that go through the encoder at once.
         advance: told how many documents are done.
+        imported: picture vectors to take instead of embedding pictures.
         shard_size: documents to a shard.
 
     Raises:
@@ -168,7 +171,7 @@ def build_index(
     if not documents:
         raise StageError("there are no documents to index; run prepare on data that has some")
     started = time.monotonic()
-    digests = _compute_digests(documents, pictures)
+    digests = _compute_digests(documents, pictures if imported is None else imported)
     shards: list[Path] = []
     num_resumed = num_images = 0
     for start in range(0, len(documents), shard_size):
@@ -178,8 +181,12 @@ def build_index(
             num_resumed += len(part)
             advance(len(part))
         else:
-            _save_array(shard, embed_documents(encoder, part, pictures, batch_size, advance))
-            num_images += sum(len(document.image_paths) for document in part)
+            if imported is None:
+                _save_array(shard, embed_documents(encoder, part, pictures, batch_size, advance))
+                num_images += sum(len(document.image_paths) for document in part)
+            else:
+                _save_array(shard, _fuse_imported(encoder, part, imported))
+                advance(len(part))
         shards.append(shard)
     meta = {
         "encoder_digest": encoder.digest,
@@ -237,7 +244,7 @@ def embed_documents(
     Raises:
         DataError: a picture cannot be read.
     """
-    vectors_ND = encoder.encode_texts([f"{document.title}. {document.text}" for document in documents])
+    vectors_ND = _embed_texts(encoder, documents)
     illustrated = [row for row, document in enumerate(documents) if document.image_paths]
     advance(len(documents) - len(illustrated))
     tasks = [
@@ -252,6 +259,20 @@ def embed_documents(
         vectors_ND[row] = fuse(image_1D, vectors_ND[row : row + 1])[0]
         advance(1)
     return vectors_ND
+
+
+def _fuse_imported(encoder: Encoder, documents: Sequence[Document], imported: ImportedPictures) -> F32:
+    vectors_ND = _embed_texts(encoder, documents)
+    for row, document in enumerate(documents):
+        image_PD = imported.get_vectors(document.doc_id)
+        if len(image_PD):
+            image_1D = normalise(image_PD.mean(axis=0, keepdims=True))
+            vectors_ND[row] = fuse(image_1D, vectors_ND[row : row + 1])[0]
+    return vectors_ND
+
+
+def _embed_texts(encoder: Encoder, documents: Sequence[Document]) -> F32:
+    return encoder.encode_texts([f"{document.title}. {document.text}" for document in documents])
 
 
 def _write_index(index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
@@ -271,22 +292,26 @@ def _write_index(index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str]
         write_json(folder / "meta.json", meta)
 
 
-def _compute_digests(documents: Sequence[Document], pictures: PictureFolder) -> list[str]:
-    """Name each document by all that its vector depends on, the bytes of its pictures included."""
+def _compute_digests(documents: Sequence[Document], pictures: PictureFolder | ImportedPictures) -> list[str]:
+    """Name each document by all that its vector depends on, the bytes of its pictures or their vectors included."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(partial(_compute_digest, pictures), documents))
 
 
-def _compute_digest(pictures: PictureFolder, document: Document) -> str:
-    contents = []
-    for image_path in document.image_paths:
-        path = pictures.root / image_path
-        try:
-            with path.open("rb") as stream:
-                contents.append(hashlib.file_digest(stream, "sha256").hexdigest())
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", path=path) from error
+def _compute_digest(pictures: PictureFolder | ImportedPictures, document: Document) -> str:
+    if isinstance(pictures, ImportedPictures):
+        contents = [hashlib.sha256(pictures.get_vectors(document.doc_id).tobytes()).hexdigest()]
+    else:
+        contents = [_hash_file(pictures.root / image_path) for image_path in document.image_paths]
     return _compute_key(document.doc_id, document.title, document.text, *contents)
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=path) from error
 
 
 def _compute_key(*parts: str) -> str:

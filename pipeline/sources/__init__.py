@@ -1,7 +1,7 @@
 """Where raw data come from: an adapter streams raw rows as candidates, or as rejects that name file and row.
 
 A candidate has the right shape and nothing more: whether its pictures decode, its ids are unique and its
-relevant documents exist is for the prepare stage to find out, in the same way for every source.
+relevant documents exist is found out by `judgement`, in the same way for every source.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import DataParams
+from pipeline.sources.pictures import ImageCensus
 from pipeline.types import Reject, Split
+
+if TYPE_CHECKING:
+    from pipeline.sources.layout import SourceFiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,18 +45,46 @@ class QueryCandidate:
 
 
 class Source(Protocol):
-    """Streams the raw rows of one data folder, in file order."""
+    """Streams the raw rows of one data folder, in file order; one file holds all documents."""
+
+    @property
+    def census(self) -> ImageCensus | None:
+        """Pictures that ids asked for, so far; None where rows name files themselves."""
+
+    @property
+    def protocol_reasons(self) -> frozenset[str]:
+        """Reject reasons that the published protocol asks for; `data.max_reject_rate` does not count them."""
 
     def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
         """Yield one item per raw document row; raises DataError if the file is missing or cannot be read."""
 
     def read_queries(self) -> Iterator[QueryCandidate | Reject]:
-        """Yield one item per raw query row; raises DataError if the file is missing or cannot be read."""
+        """Yield one item per raw query row; raises DataError if a file is missing or cannot be read."""
 
 
-def open_source(params: DataParams, data_dir: Path) -> Source:
-    """Return the adapter that `data.source` names, reading from `data_dir`."""
+def open_source(params: DataParams, path: Path) -> Source:
+    """Return the adapter that `data.source` names.
+
+    Args:
+        params: which source, and which files of it.
+        path: the data folder; or one annotation file, which is then all there is to read: no documents, and
+            no picture is looked for.
+
+    Raises:
+        DataError: a file that the source needs is missing.
+    """
+    from pipeline.sources.evqa import EchosightSource, EvqaSource
+    from pipeline.sources.infoseek import InfoseekSource
     from pipeline.sources.jsonl import JsonlSource
+    from pipeline.sources.layout import find_files, take_annotation_file
 
-    sources: dict[str, Callable[[Path], Source]] = {"jsonl": JsonlSource}
-    return sources[params.source](data_dir)
+    alone = path.is_file()
+    if params.source == "jsonl":
+        return JsonlSource(path.parent, queries_file=path.name) if alone else JsonlSource(path)
+    published: dict[str, Callable[[SourceFiles, int], Source]] = {
+        "evqa": EvqaSource,
+        "echosight": EchosightSource,
+        "infoseek": InfoseekSource,
+    }
+    files = take_annotation_file(params, path) if alone else find_files(params, path)
+    return published[params.source](files, params.max_text_chars)

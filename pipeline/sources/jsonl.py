@@ -8,8 +8,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import DataError
 from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources.pictures import ImageCensus
+from pipeline.sources.streams import read_lines
 from pipeline.types import Reject, Split
 
 DOCUMENTS_FILE = "documents.jsonl"
@@ -52,23 +53,27 @@ class QueryRow(_Row):
         return relevant
 
 
-RowModel = TypeVar("RowModel", bound=_Row)
+RowModel = TypeVar("RowModel", bound=BaseModel)
 Candidate = TypeVar("Candidate")
 
 
 class JsonlSource:
     """Reads the two JSON-lines files of a data folder; a line that is not as specified becomes a Reject."""
 
-    def __init__(self, data_dir: Path) -> None:
+    census: ImageCensus | None = None
+    protocol_reasons: frozenset[str] = frozenset()
+
+    def __init__(self, data_dir: Path, *, queries_file: str = QUERIES_FILE) -> None:
         self._data_dir = data_dir
+        self._queries_file = queries_file
 
     def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
         """Yield the rows of documents.jsonl."""
         return _read_rows(self._data_dir / DOCUMENTS_FILE, DocumentRow, _to_document)
 
     def read_queries(self) -> Iterator[QueryCandidate | Reject]:
-        """Yield the rows of queries.jsonl."""
-        return _read_rows(self._data_dir / QUERIES_FILE, QueryRow, _to_query)
+        """Yield the rows of queries.jsonl, or of the file that stands for it."""
+        return _read_rows(self._data_dir / self._queries_file, QueryRow, _to_query)
 
 
 def _to_document(source_id: str, row: DocumentRow) -> DocumentCandidate:
@@ -93,25 +98,14 @@ def _to_query(source_id: str, row: QueryRow) -> QueryCandidate:
 def _read_rows(
     path: Path, model: type[RowModel], to_candidate: Callable[[str, RowModel], Candidate]
 ) -> Iterator[Candidate | Reject]:
-    if not path.is_file():
-        raise DataError("is missing", path=path)
-    num_rows = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                num_rows += 1
-                source_id = f"{path.name}:{number}"
-                row = _parse_line(source_id, line, model)
-                yield row if isinstance(row, Reject) else to_candidate(source_id, row)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error}", path=path) from error
-    if num_rows == 0:
-        raise DataError("holds no rows", path=path)
+    for number, line in read_lines(path):
+        source_id = f"{path.name}:{number}"
+        row = parse_row(source_id, line, model)
+        yield row if isinstance(row, Reject) else to_candidate(source_id, row)
 
 
-def _parse_line(source_id: str, line: bytes, model: type[RowModel]) -> RowModel | Reject:
+def parse_row(source_id: str, line: bytes, model: type[RowModel]) -> RowModel | Reject:
+    """Parse one JSON line as a row; what is wrong with it becomes a Reject."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -10,12 +10,14 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
-from pipeline.images import ImageError, ImageFacts
-from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.images import ImageFacts
+from pipeline.sources import QueryCandidate
+from pipeline.sources.inspection import ImageReport
+from pipeline.sources.judgement import Judgement
+from pipeline.sources.ledger import DocumentLedger
 from pipeline.types import Box
 
 if TYPE_CHECKING:
@@ -23,24 +25,9 @@ if TYPE_CHECKING:
 
 MAX_ROWS_NAMED = 20
 
-ImageReport = Mapping[str, ImageFacts | ImageError]
 
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """Documents and queries (with their relevance judgements) that are checked together."""
-
-    documents: Sequence[DocumentCandidate]
-    queries: Sequence[QueryCandidate]
-
-
-def validate_tables(as_read: Tables, as_kept: Tables, images: ImageReport) -> dict[str, Any]:
-    """Check both states of the tables.
-
-    Args:
-        as_read: every row that had the right shape.
-        as_kept: what is left after rejection.
-        images: what decoding found, by image path.
+def validate_tables(judged: Judgement) -> dict[str, Any]:
+    """Check the rows of the right shape as read, and what is left of them.
 
     Returns:
         `{"success", "as_read", "as_kept"}`, JSON-ready; each state lists its expectations with the number
@@ -49,8 +36,8 @@ def validate_tables(as_read: Tables, as_kept: Tables, images: ImageReport) -> di
     Raises:
         DataError: the kept tables do not hold what prepare promises.
     """
-    checked_read = _check(as_read, images)
-    checked_kept = _check(as_kept, images)
+    checked_read = _check(judged.ledger, judged.queries, judged.images, kept=False)
+    checked_kept = _check(judged.ledger, judged.kept_queries, judged.images, kept=True)
     for result in checked_kept:
         if not result["success"]:
             rows = ", ".join(result["rows"])
@@ -62,7 +49,9 @@ def validate_tables(as_read: Tables, as_kept: Tables, images: ImageReport) -> di
     }
 
 
-def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
+def _check(
+    ledger: DocumentLedger, queries: Sequence[QueryCandidate], images: ImageReport, *, kept: bool
+) -> list[dict[str, Any]]:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -87,7 +76,7 @@ def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
 
         suites = {
             "documents": (
-                _document_frame(tables.documents, images),
+                _document_frame(ledger, kept=kept),
                 [
                     ExpectColumnValuesToBeUnique(column="doc_id"),
                     holds("images_decode"),
@@ -95,7 +84,7 @@ def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
                 ],
             ),
             "queries": (
-                _query_frame(tables.queries, images),
+                _query_frame(queries, images),
                 [
                     ExpectColumnValuesToBeUnique(column="query_id"),
                     ExpectColumnValuesToMatchRegex(column="question", regex=r"\S"),
@@ -106,7 +95,7 @@ def _check(tables: Tables, images: ImageReport) -> list[dict[str, Any]]:
                 ],
             ),
             "qrels": (
-                _qrel_frame(tables),
+                _qrel_frame(ledger, queries, kept=kept),
                 [ExpectColumnValuesToBeUnique(column="pair"), holds("document_exists")],
             ),
         }
@@ -140,19 +129,20 @@ def _summarise(table: str, num_rows: int, entry: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _document_frame(documents: Sequence[DocumentCandidate], images: ImageReport) -> pd.DataFrame:
+def _document_frame(ledger: DocumentLedger, *, kept: bool) -> pd.DataFrame:
+    import numpy as np
     import pandas as pd
 
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
-            "source_id": [document.source_id for document in documents],
-            "doc_id": [document.doc_id for document in documents],
-            "images_decode": [
-                all(isinstance(images[path], ImageFacts) for path in document.image_paths) for document in documents
-            ],
-            "image_or_text": [bool(document.image_paths) or bool(document.text.strip()) for document in documents],
+            # Columns of Arrow strings: millions of rows would not fit as Python's.
+            "source_id": f"{ledger.file}:" + pd.Series(np.array(ledger.rows)).astype("str"),
+            "doc_id": pd.Series(ledger.doc_ids, dtype="str"),
+            "images_decode": np.array(ledger.images_decode, dtype=bool),
+            "image_or_text": np.array(ledger.image_or_text, dtype=bool),
         }
     )
+    return frame[np.array(ledger.kept, dtype=bool)].reset_index(drop=True) if kept else frame
 
 
 def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport) -> pd.DataFrame:
@@ -176,17 +166,17 @@ def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport) -> pd.D
     return frame
 
 
-def _qrel_frame(tables: Tables) -> pd.DataFrame:
+def _qrel_frame(ledger: DocumentLedger, queries: Sequence[QueryCandidate], *, kept: bool) -> pd.DataFrame:
     import pandas as pd
 
-    doc_ids = {document.doc_id for document in tables.documents}
-    rows = [(query, doc_id) for query in tables.queries for doc_id in query.relevant_doc_ids]
+    exists = ledger.is_kept if kept else ledger.is_known
+    rows = [(query, doc_id) for query in queries for doc_id in query.relevant_doc_ids]
     return pd.DataFrame(
         {
             "source_id": [query.source_id for query, _ in rows],
             # A tab is white space, which no id holds.
             "pair": [f"{query.query_id}\t{doc_id}" for query, doc_id in rows],
-            "document_exists": [doc_id in doc_ids for _, doc_id in rows],
+            "document_exists": [exists(doc_id) for _, doc_id in rows],
         }
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pipeline.config import Params
 from pipeline.learn.encoder import load_encoder
+from pipeline.learn.imported_pictures import load_imported_pictures
 from pipeline.learn.index import PictureFolder, build_index
 from pipeline.progress import track
-from pipeline.store import load_documents
+from pipeline.store import load_documents, load_ids
 from pipeline.tracking import StageRun
 from pipeline.workspace import Workspace
 
@@ -14,23 +15,32 @@ from pipeline.workspace import Workspace
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Write `index_dir`: vectors, ids, FAISS index and what they were made with.
 
+    With `data.faiss_index` the vectors of pictures come from there, once they are found to be this encoder's.
+
     Raises:
         StageError: prepare has not run or found no documents.
         ModelError: the encoder cannot be loaded.
-        DataError: a picture cannot be read.
+        DataError: a picture cannot be read, or the imported index is damaged or not this encoder's.
     """
     documents = load_documents(workspace.tables_dir / "documents.parquet")
     encoder = load_encoder(params.scorer)
     run.set_tags({"encoder_digest": encoder.digest})
+    pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
+    imported, num_checked = None, 0
+    if params.data.faiss_index is not None:
+        order = load_ids(workspace.tables_dir / "document_order.parquet", stage="prepare")
+        imported = load_imported_pictures(workspace.data_dir / params.data.faiss_index, order, encoder)
+        num_checked = imported.check_against(encoder, documents, pictures.load_squashed)
     with track("index: documents", len(documents)) as advance:
         built = build_index(
             encoder,
             documents,
-            PictureFolder(workspace.data_dir, params.data.max_image_pixels),
+            pictures,
             workspace.index_dir,
             workspace.checkpoints_dir / "index",
             batch_size=params.scorer.batch_size,
             advance=advance,
+            imported=imported,
         )
     figures = {
         "num_documents": float(built.num_documents),
@@ -40,4 +50,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     }
     if built.num_images:
         figures["images_per_s"] = built.num_images / built.seconds
+    if imported is not None:
+        figures["num_imported"] = float(len(imported))
+        figures["num_spot_checked"] = float(num_checked)
     return figures

@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import ir_measures
 import numpy as np
@@ -9,6 +10,7 @@ from ir_measures import RR, Success, nDCG
 
 from pipeline.core.metrics import (
     compute_conditional_recall,
+    compute_harmonic_mean,
     compute_hit_at,
     compute_ndcg,
     compute_reciprocal_rank,
@@ -127,3 +129,19 @@ def test_conditional_recall_refuses_the_undefined_and_the_impossible():
         compute_conditional_recall([1, 0], [0, 1])
     with pytest.raises(ValueError, match="differ in shape"):
         compute_conditional_recall([1, 0], [1])
+
+
+@given(st.lists(st.floats(0.0, 1.0, allow_subnormal=False), min_size=1, max_size=5))
+def test_harmonic_mean_equals_that_of_the_standard_library(rates):
+    assert compute_harmonic_mean(rates) == pytest.approx(statistics.harmonic_mean(rates))
+
+
+def test_harmonic_mean_of_infoseek_s_two_splits():
+    assert compute_harmonic_mean([0.3, 0.6]) == pytest.approx(0.4)
+    assert compute_harmonic_mean([0.0, 0.6]) == 0.0
+
+
+@pytest.mark.parametrize("rates", [[], 0.5, [-0.1], [1.1], [math.nan]])
+def test_harmonic_mean_refuses_what_is_no_rate(rates):
+    with pytest.raises(ValueError, match="rates must"):
+        compute_harmonic_mean(rates)

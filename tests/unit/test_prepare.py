@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,12 @@ from PIL import Image
 
 from pipeline import store
 from pipeline.config import DataParams, Params
-from pipeline.sources import DocumentCandidate, QueryCandidate
-from pipeline.sources.validation import Tables, validate_tables
+from pipeline.errors import DataError
+from pipeline.images import ImageFacts
+from pipeline.sources import QueryCandidate, inspection
+from pipeline.sources.judgement import Judgement
+from pipeline.sources.ledger import DocumentLedger
+from pipeline.sources.validation import validate_tables
 from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Box, Document, Qrel, Query
@@ -135,21 +139,15 @@ def test_two_runs_write_the_same_bytes(workspace: Workspace):
 
 def test_each_picture_is_decoded_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     decoded: list[str] = []
-    inspect = prepare.inspect_image
+    inspect = inspection.inspect_image
 
     def record(path: Path, *, max_pixels: int, root: Path):
         decoded.append(path.name)
         return inspect(path, max_pixels=max_pixels, root=root)
 
-    monkeypatch.setattr(prepare, "inspect_image", record)
+    monkeypatch.setattr(inspection, "inspect_image", record)
     prepare.run(Params(), workspace, null_run())
     assert sorted(decoded) == ["d1.png", "q1.jpg", "q2.png", "q3.png"]
-
-
-def test_progress_without_a_terminal_is_a_line(workspace: Workspace, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO):
-        prepare.run(Params(), workspace, null_run())
-    assert [record.getMessage() for record in caplog.records] == ["prepare: 4 of 4 images checked, 0 s left"]
 
 
 def test_blank_lines_are_skipped_and_still_counted_as_lines(workspace: Workspace):
@@ -162,7 +160,6 @@ def test_blank_lines_are_skipped_and_still_counted_as_lines(workspace: Workspace
 
 
 def test_witness_stops_tables_that_break_a_promise():
-    document = DocumentCandidate(source_id="a:1", doc_id="d", title="", text="t", image_paths=())
     query = QueryCandidate(
         source_id="b:1",
         query_id="q",
@@ -172,9 +169,23 @@ def test_witness_stops_tables_that_break_a_promise():
         relevant_doc_ids=("ghost",),
         target_box=(0, 0, 2, 1),
     )
-    images = {"x": prepare.ImageFacts(width_px=1, height_px=1, sha256="0")}
-    sound = Tables([document], [])
-    report = validate_tables(Tables([document, document], [query]), sound, images)
+    ledger = DocumentLedger()
+    for row in (1, 2):
+        ledger.add(f"a:{row}", "d", images_decode=row == 1, image_or_text=True)
+    ledger.kept[0] = True
+    sound = Judgement(
+        ledger=ledger,
+        queries=[query],
+        kept_queries=[],
+        images={"x": ImageFacts(width_px=1, height_px=1, sha256="0")},
+        rejects=[],
+        num_query_rows=1,
+        num_image_queries=1,
+        num_dropped=0,
+        num_missing_images=0,
+        num_rejected=0,
+    )
+    report = validate_tables(sound)
     assert report["success"] is False
     failed = {
         (result["table"], result["expectation"].split("(")[1].rstrip(")")): result["rows"]
@@ -182,10 +193,14 @@ def test_witness_stops_tables_that_break_a_promise():
         if not result["success"]
     }
     assert failed == {
-        ("documents", "doc_id"): ["a:1", "a:1"],
+        ("documents", "doc_id"): ["a:1", "a:2"],
+        ("documents", "images_decode"): ["a:2"],
         ("queries", "question"): ["b:1"],
         ("queries", "target_box_inside_image"): ["b:1"],
         ("qrels", "document_exists"): ["b:1"],
     }
-    with pytest.raises(prepare.DataError, match="b:1"):
-        validate_tables(sound, Tables([document], [query]), images)
+    with pytest.raises(DataError, match="b:1"):
+        validate_tables(replace(sound, kept_queries=[query]))
+    ledger.kept[1] = True
+    with pytest.raises(DataError, match=r"doc_id.*a:1, a:2"):
+        validate_tables(sound)

@@ -231,3 +231,10 @@ def test_missing_or_broken_json_is_named(tmp_path: Path):
     path.write_text("{")
     with pytest.raises(DataError, match=r"x\.json"):
         store.read_json(path)
+
+
+def test_a_table_longer_than_a_batch_keeps_its_rows_and_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BATCH_ROWS", 3)
+    qrels = [Qrel(query_id=f"q{number}", doc_id="d") for number in range(8)]
+    store.save_qrels(tmp_path / "qrels.parquet", iter(qrels))
+    assert store.load_qrels(tmp_path / "qrels.parquet") == qrels

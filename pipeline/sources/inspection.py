@@ -1,0 +1,66 @@
+"""Every picture that rows name is decoded once before it counts: what it is, or why it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeVar
+
+from pipeline.images import ImageError, ImageFacts, inspect_image
+from pipeline.progress import Advance
+
+NUM_THREADS: Final = 2
+BATCH_SIZE: Final = 256
+
+ImageReport = Mapping[str, ImageFacts | ImageError]
+"""What decoding found, by image path."""
+
+Item = TypeVar("Item")
+
+
+class PictureInspector:
+    """Decodes pictures of one data folder; PIL and hashlib let go of the interpreter lock, so threads do."""
+
+    def __init__(self, data_dir: Path, max_pixels: int) -> None:
+        self._data_dir = data_dir
+        self._max_pixels = max_pixels
+
+    def inspect(self, image_paths: Iterable[str], advance: Advance) -> ImageReport:
+        """Decode pictures, each once; an interrupt waits for one batch.
+
+        Args:
+            image_paths: relative to the data folder.
+            advance: told how many pictures are done.
+        """
+        report: dict[str, ImageFacts | ImageError] = {}
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for batch in split_batches(dict.fromkeys(image_paths), BATCH_SIZE):
+                report.update(zip(batch, pool.map(self._inspect_one, batch), strict=True))
+                advance(len(batch))
+        return report
+
+    def _inspect_one(self, image_path: str) -> ImageFacts | ImageError:
+        path = self._data_dir / image_path
+        try:
+            if not _is_plain_relative(image_path):
+                raise ImageError("unsafe_path", "must be relative, without `..` or `\\`", path=path)
+            return inspect_image(path, max_pixels=self._max_pixels, root=self._data_dir)
+        except ImageError as error:
+            return error
+
+
+def split_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of at most `size`."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _is_plain_relative(image_path: str) -> bool:
+    return (
+        not PurePosixPath(image_path).is_absolute()
+        and ".." not in PurePosixPath(image_path).parts
+        and "\\" not in image_path
+    )
