@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from PIL import Image
 
 from pipeline.config import Params
@@ -22,7 +23,7 @@ from pipeline.demo.world import build_world
 from pipeline.errors import StageError
 from pipeline.learn.encoder import Encoder, load_encoder
 from pipeline.learn.index import DocumentIndex, PictureFolder, load_index
-from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.scorer import FrozenScorer, ScoredView
 from pipeline.stages import index as index_stage
 from pipeline.stages import prepare as prepare_stage
 from pipeline.stages import retrieve as retrieve_stage
@@ -76,7 +77,10 @@ class Setting:
             queries=self.queries,
             pools=self.pools,
             baseline={
-                query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant)
+                query_id: ScoredView(
+                    compute_outcome(pool.scores, pool.relevance, pool.num_relevant),
+                    np.asarray(pool.scores, dtype=np.float32),
+                )
                 for query_id, pool in self.pools.items()
             },
             pictures=self.pictures,

@@ -122,16 +122,17 @@ def _draw_table(table: Mapping[str, Any]) -> alt.LayerChart:
     base = alt.Chart(alt.Data(values=values), title=table["title"], width=420, height=22 * len(values))
     arms = alt.Y("arm:N", sort=None, title=None)
     scale = alt.Scale(zero=False)
-    return base.mark_rule(strokeWidth=2).encode(
-        y=arms, x=alt.X("low:Q", title=label, scale=scale), x2="high:Q"
-    ) + base.mark_point(filled=True, size=60).encode(y=arms, x="mean:Q")
+    intervals = base.mark_rule(strokeWidth=2).encode(y=arms, x=alt.X("low:Q", title=label, scale=scale), x2="high:Q")
+    panel: alt.LayerChart = intervals + base.mark_point(filled=True, size=60).encode(y=arms, x="mean:Q")
+    return panel
 
 
 def _draw_collapsed(arms: Mapping[str, Any]) -> alt.Chart:
     values = [{"arm": name, **point} for name, found in arms.items() for point in found["region_rate_by_step"]]
-    chart = alt.Chart(alt.Data(values=values), title="From a policy collapsed to FULL", width=420, height=160)
-    return chart.mark_line().encode(
-        x=alt.X("step:Q", title="r-GRPO step"),
+    base = alt.Chart(alt.Data(values=values), title="Crops on the way out of the collapse", width=420, height=160)
+    chart: alt.Chart = base.mark_line().encode(
+        x=alt.X("step:Q", title="r-GRPO step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("value:Q", title="free samples that crop", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("arm:N", title=None),
+        color=alt.Color("arm:N", title=None, legend=alt.Legend(orient="bottom")),
     )
+    return chart

@@ -68,7 +68,7 @@ def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> di
     """Train and test every seed of an arm and write its folder below `ablation_dir`.
 
     Returns:
-        The means over the seeds of the arm's figures.
+        The means over the seeds of the arm's figures as `test_METRIC`: training logs some under the bare name.
 
     Raises:
         StageError: an earlier stage has not run, or there are fewer training pools than a step takes.
@@ -112,7 +112,7 @@ def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> di
         for seed, curve in curves.items():
             save_curves(out / f"curve-{seed}.parquet", curve)
     _remove_checkpoints(workspace.checkpoints_dir / "ablation", arm.name)
-    return {name: sum(values[name] for values in figures.values()) / len(figures) for name in METRICS}
+    return {f"test_{name}": sum(values[name] for values in figures.values()) / len(figures) for name in METRICS}
 
 
 def compute_figures(rows: Sequence[QueryResult], pools: Sequence[Pool], method: str) -> dict[str, float]:
@@ -187,4 +187,4 @@ def _record(child: StageRun, curve: Sequence[CurvePoint], figures: Mapping[str, 
         by_step.setdefault(point.step, {})[point.metric] = point.value
     for step, values in by_step.items():
         child.log_metrics(values, step)
-    child.log_metrics(figures)
+    child.log_metrics({f"test_{name}": value for name, value in figures.items()})

@@ -113,12 +113,12 @@ def test_an_arm_is_an_mlflow_run_with_a_child_for_each_seed(prepared: Prepared, 
     result = read_json(whole / "result.json")
     for child in children:
         figures = result["seeds"][child.data.tags["seed"]]
-        assert {name: child.data.metrics[name] for name in METRICS} == figures
+        assert {name: child.data.metrics[f"test_{name}"] for name in METRICS} == figures
         assert child.info.status == "FINISHED"
         assert child.data.params["train.max_steps"] == "2"
         assert len(client.get_metric_history(child.info.run_id, "reward")) == 2
     means = {name: sum(seed[name] for seed in result["seeds"].values()) / 2 for name in METRICS}
-    assert {name: arm.data.metrics[name] for name in METRICS} == pytest.approx(means)
+    assert {name: arm.data.metrics[f"test_{name}"] for name in METRICS} == pytest.approx(means)
 
 
 class _DyingRun:
