@@ -160,7 +160,6 @@ class TrainParams(_Section):
     decision_saturation: PositiveFloat = Field(
         default=0.25, description="decision advantage from which on it counts in full"
     )
-    decision_floor: Fraction = Field(default=0.2, description="least weight of a forced decision's advantage")
     anchor: Annotated[float, Field(ge=0.0)] = Field(default=0.5, description="pull towards the two legal openings")
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10

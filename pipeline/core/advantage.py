@@ -80,31 +80,34 @@ def damp_decisions(
     p_opening_BG: npt.ArrayLike,
     *,
     saturation: float,
-    floor: float,
     anchor: float,
 ) -> npt.NDArray[np.float64]:
-    """Return decision advantages as the policy's own sampling would weigh them, for rows whose opening was forced.
+    """Return decision advantages as far as a policy still has to learn them, for rows whose opening was forced.
 
     Forced arms are drawn whatever the policy thinks, so their pull would never end and would drive the loser's
-    probability down for ever. On the policy's own samples it is weighted by p (1 - p), which ends it:
+    probability down for ever. On the policy's own samples it is weighted by p (1 - p), which ends it, but which also
+    leaves a policy alone that is sure and wrong, a collapsed one above all. So
 
-        a' = max(4 p (1 - p), floor) * clip(a / saturation, -1, 1) + anchor * w_arm * p
+        a' = w * clip(a / saturation, -1, 1) + anchor * w_arm * p
+        w  = 1 where a speaks against what the policy leans to (a > 0 and p < 1/2, or a < 0 and p > 1/2)
+             4 p (1 - p) where it agrees
 
-    The clip lets queries where a crop wins much and queries where it loses a little count alike: which arm is better
-    is all that a decision can say. The floor keeps a collapsed policy teachable. The last term is the gradient of
-    log(p(REGION) + p(FULL)): it draws mass back that has leaked to openings that are neither.
+    which is continuous at p = 1/2. The clip lets queries where a crop wins much and queries where it loses a little
+    count alike: which arm is better is all that a decision can say. The last term is the gradient of
+    log(p(REGION) + p(FULL)): it draws mass back that has leaked to openings that are neither. (docs/method.md, D26)
 
     Args:
         decision_BG: (B, G) from `compute_advantages`, factorised.
         decisions_BG: (B, G) codes; a MALFORMED row is returned as it is.
         p_opening_BG: (B, G) probability of the row's opening under the policy, 0 to 1.
         saturation: size of an advantage, above 0, from which on it counts in full.
-        floor: least weight, 0 to 1.
         anchor: weight of the last term, 0 or more.
     """
     decisions = np.asarray(decisions_BG)
     p_BG = np.asarray(p_opening_BG, dtype=np.float64)
-    damped = np.maximum(4.0 * p_BG * (1.0 - p_BG), floor) * np.clip(decision_BG / saturation, -1.0, 1.0)
+    disagrees_BG = decision_BG * (0.5 - p_BG) > 0.0
+    weight_BG = np.where(disagrees_BG, 1.0, 4.0 * p_BG * (1.0 - p_BG))
+    damped = weight_BG * np.clip(decision_BG / saturation, -1.0, 1.0)
     for arm in (REGION, FULL):
         members = decisions == arm
         num_B1 = np.maximum(members.sum(axis=1, keepdims=True), 1)

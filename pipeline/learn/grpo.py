@@ -261,7 +261,6 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 codes_BG,
                 p_opening_BG,
                 saturation=self._params.decision_saturation,
-                floor=self._params.decision_floor,
                 anchor=self._params.anchor,
             )
         self._log_groups(advantages, codes_BG, p_opening_BG)

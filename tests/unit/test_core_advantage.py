@@ -155,28 +155,40 @@ def test_bad_inputs_are_refused(rewards, decisions, match):
         compute_advantages(rewards, decisions, factorised=True)
 
 
-def test_damping_ends_the_pull_of_a_decided_policy_but_not_below_the_floor() -> None:
+def test_a_policy_that_is_right_is_left_alone_and_one_that_is_wrong_is_pulled_in_full() -> None:
     decisions = np.array([[REGION, FULL]])
     advantage = np.array([[1.0, -1.0]])
-    undecided = damp_decisions(advantage, decisions, [[0.5, 0.5]], saturation=1.0, floor=0.1, anchor=0.0)
-    decided = damp_decisions(advantage, decisions, [[0.9, 0.1]], saturation=1.0, floor=0.1, anchor=0.0)
-    collapsed = damp_decisions(advantage, decisions, [[0.0, 1.0]], saturation=1.0, floor=0.1, anchor=0.0)
-    np.testing.assert_allclose(undecided, advantage)
-    np.testing.assert_allclose(decided, 0.36 * advantage)
-    np.testing.assert_allclose(collapsed, 0.1 * advantage)
+
+    def damp(p_region: float) -> np.ndarray:
+        return damp_decisions(advantage, decisions, [[p_region, 1.0 - p_region]], saturation=1.0, anchor=0.0)
+
+    np.testing.assert_allclose(damp(0.5), advantage)
+    np.testing.assert_allclose(damp(0.9), 0.36 * advantage)
+    np.testing.assert_allclose(damp(1.0), 0.0 * advantage)
+    np.testing.assert_allclose(damp(0.1), advantage)
+    np.testing.assert_allclose(damp(0.0), advantage)
+
+
+@given(
+    st.floats(-3.0, 3.0).filter(lambda a: abs(a) > 1e-6),
+    st.floats(0.0, 1.0),
+    st.floats(0.05, 2.0),
+)
+def test_damping_keeps_the_sign_and_never_amplifies(a: float, p: float, saturation: float) -> None:
+    (damped,) = damp_decisions(np.array([[a]]), [[REGION]], [[p]], saturation=saturation, anchor=0.0)[0]
+    assert damped * a >= 0.0
+    assert abs(damped) <= min(1.0, abs(a) / saturation) + 1e-12
 
 
 def test_the_anchor_pulls_both_arms_by_their_share_and_leaves_malformed_rows_alone() -> None:
     decisions = np.array([[REGION, REGION, FULL, MALFORMED]])
     p_opening = np.array([[0.6, 0.6, 0.3, 0.1]])
-    damped = damp_decisions(
-        np.array([[0.0, 0.0, 0.0, -2.0]]), decisions, p_opening, saturation=1.0, floor=0.0, anchor=0.5
-    )
+    damped = damp_decisions(np.array([[0.0, 0.0, 0.0, -2.0]]), decisions, p_opening, saturation=1.0, anchor=0.5)
     np.testing.assert_allclose(damped, [[0.5 * 0.6, 0.5 * 0.6, 0.5 * 0.3 * 2.0, -2.0]])
 
 
 def test_a_large_advantage_counts_no_more_than_a_saturated_one() -> None:
     decisions = np.array([[REGION, FULL], [REGION, FULL]])
     advantage = np.array([[3.0, -3.0], [-0.25, 0.25]])
-    damped = damp_decisions(advantage, decisions, np.full((2, 2), 0.5), saturation=0.25, floor=0.1, anchor=0.0)
+    damped = damp_decisions(advantage, decisions, np.full((2, 2), 0.5), saturation=0.25, anchor=0.0)
     np.testing.assert_allclose(damped, [[1.0, -1.0], [-1.0, 1.0]])
