@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import PolicyParams
+from pipeline.core.boxes import Frame
 from pipeline.core.completion import format_decision
 from pipeline.demo.tiny_llava import FRAME_UNITS
 from pipeline.errors import ModelError
@@ -90,7 +91,7 @@ def test_one_question_per_picture(policy: Policy) -> None:
     ],
 )
 def test_a_decision_takes_at_most_eight_tokens(policy: Policy, decision: KeepFull | Crop) -> None:
-    text = format_decision(decision, policy.frame)
+    text = format_decision(decision, policy.get_frame(64, 48))
     tokenizer = policy.processor.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) + 1 <= 8  # and the end token
@@ -115,7 +116,7 @@ def test_question_precedes_the_picture(policy: Policy) -> None:
 
 
 def test_frame_is_the_checkpoints(policy: Policy) -> None:
-    assert (policy.frame.width, policy.frame.height) == (FRAME_UNITS, FRAME_UNITS)
+    assert policy.get_frame(640, 48) == Frame(FRAME_UNITS, FRAME_UNITS)
 
 
 @pytest.fixture
