@@ -46,6 +46,8 @@ class StatedSize(_Section):
 
     parameters: PositiveInt
     source: Annotated[str, Field(min_length=1)] = Field(description="who says so")
+    num_layers: PositiveInt | None = Field(default=None, description="of the text decoder, to estimate activations")
+    hidden_size: PositiveInt | None = Field(default=None, description="of the text decoder, to estimate activations")
 
 
 class ScorerParams(_Section):
