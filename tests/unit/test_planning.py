@@ -134,12 +134,13 @@ def test_dvc_that_cannot_answer_is_said(tmp_path: Path) -> None:
 
 def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("seed: 7\n")
+    (tmp_path / "params.yaml").write_text("evaluate: {transfer_scorer: nowhere}\n")
     done = CliRunner().invoke(cli.app, ["plan", "--json"])
     assert done.exit_code == 0
     content = json.loads(done.stdout)
     assert [model["role"] for model in content["models"]] == ["policy", "scorer", "second scorer"]
-    assert all(model["present"] and model["parameters"] > 100_000 for model in content["models"])
+    assert all(model["present"] and model["parameters"] > 100_000 for model in content["models"][:2])
+    assert content["models"][2] | {"present": False, "parameters": None} == content["models"][2]
     text = CliRunner().invoke(cli.app, ["plan"])
     assert text.exit_code == 0
     assert "builtin:tiny-llava" in text.stdout
