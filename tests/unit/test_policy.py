@@ -139,7 +139,7 @@ def _refuse(folder: Path | str, match: str) -> None:
 
 def test_unknown_family_is_refused(copy_dir: Path) -> None:
     _edit_config(copy_dir, model_type="bert")
-    _refuse(copy_dir, "family 'bert' is not supported; known: llava")
+    _refuse(copy_dir, "family 'bert' is not supported; known: idefics3, llava")
 
 
 def test_family_that_nobody_knows_is_refused(copy_dir: Path) -> None:
