@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipeline import cli
 from pipeline.config import LoraParams, Params, PolicyParams, StatedSize, load_params
 from pipeline.errors import ModelError
+from pipeline.learn.policy import load_policy
 from pipeline.planning import plan as planning
 from pipeline.planning import sizes
 from pipeline.planning.plan import Device, build_plan
@@ -22,6 +23,7 @@ from pipeline.stages import STAGE_NAMES
 from pipeline.store import save_curves, write_json
 from pipeline.types import CurvePoint
 from pipeline.workspace import Workspace
+from tests.tiny_families import build_tiny_policy
 
 _ROOT = Path(__file__).parents[2]
 
@@ -54,6 +56,17 @@ def test_sizes_are_read_from_headers(folder: Path) -> None:
     assert size.parameters == 800 + 256 + 8 + 800
     assert size.adapter_parameters == 4 * (32 + 8)
     assert size.shape == (2, 8, 16)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
+def test_counts_are_those_of_the_loaded_model_and_its_adapter(family: str, tmp_path: Path) -> None:
+    params = PolicyParams(path=str(build_tiny_policy(family, tmp_path)), device="cpu", lora=LoraParams(rank=3))
+    size = sizes.measure_policy(params)
+    policy = load_policy(tmp_path, params)
+    assert size.parameters == sum(weights.numel() for weights in policy.model.parameters())
+    policy.prepare_training()
+    trained = sum(weights.numel() for weights in policy.model.parameters() if weights.requires_grad)
+    assert size.adapter_parameters == trained
 
 
 def test_missing_folder_takes_the_stated_size() -> None:
