@@ -20,7 +20,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
-from transformers.utils import is_flash_attn_2_available
 
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
@@ -30,6 +29,7 @@ from pipeline.errors import ModelError
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
 from pipeline.learn.families import FrameOf, find_family, load_processor
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
+from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, Decision
 
@@ -304,43 +304,3 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
     except _LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     return Policy(model.to(device), processor, params, base_digest, get_frame)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Return the device: `auto` takes a GPU where there is one.
-
-    Raises:
-        ModelError: a GPU is asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device: cuda is asked for, but no CUDA device is there; set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_dtype(params: PolicyParams, device: torch.device) -> torch.dtype:
-    """Return the type of the weights: `auto` is float32, but bfloat16 below a LoRA adapter on a GPU.
-
-    Weights that are trained stay float32, whatever the arithmetic: the adapter, or all of them.
-    """
-    if params.dtype != "auto":
-        return torch.bfloat16 if params.dtype == "bfloat16" else torch.float32
-    return torch.bfloat16 if params.lora is not None and device.type == "cuda" else torch.float32
-
-
-def choose_attention(params: PolicyParams, device: torch.device) -> str | None:
-    """Return transformers' name of the attention; None leaves it to the model, which takes SDPA where it has it.
-
-    Raises:
-        ModelError: FlashAttention is asked for where it cannot run.
-    """
-    if params.attention == "auto":
-        return None
-    if params.attention == "flash_attention_2":
-        if device.type != "cuda" or not is_flash_attn_2_available():
-            raise ModelError(
-                "policy.attention is flash_attention_2, which needs a CUDA device and the package flash-attn; "
-                "set it to auto or sdpa"
-            )
-        if choose_dtype(params, device) == torch.float32:
-            raise ModelError("policy.attention is flash_attention_2, which needs policy.dtype: bfloat16")
-    return params.attention

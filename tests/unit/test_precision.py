@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.config import LoraParams, PolicyParams
 from pipeline.errors import ModelError
-from pipeline.learn.policy import Policy, choose_attention, choose_dtype, load_policy
+from pipeline.learn.policy import Policy, load_policy
+from pipeline.learn.precision import choose_attention, choose_dtype
 
 _CPU, _GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -73,7 +74,7 @@ def test_flash_attention_without_a_gpu_is_one_clear_error(tiny_llava_dir: Path) 
 
 
 def test_flash_attention_asks_for_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.learn.policy.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("pipeline.learn.precision.is_flash_attn_2_available", lambda: True)
     with pytest.raises(ModelError, match="bfloat16"):
         choose_attention(PolicyParams(attention="flash_attention_2"), _GPU)
     params = PolicyParams(attention="flash_attention_2", lora=LoraParams())
