@@ -292,6 +292,11 @@ def _check_family(path: Path) -> None:
     methods = ("get_image_features", "get_text_features")
     if not all(hasattr(family, method) for method in methods):
         raise ModelError(f"{path}: the scorer must be of the CLIP family, this is {config.model_type}")
+    if not hasattr(config.vision_config, "image_size"):
+        raise ModelError(
+            f"{path}: {config.model_type} takes pictures of any shape (NaFlex), which is not supported; take the same "
+            "model's checkpoint of a fixed size"
+        )
 
 
 def _check_end_token(path: Path, model: Untyped, tokenizer: Untyped) -> None:

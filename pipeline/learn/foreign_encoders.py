@@ -92,6 +92,8 @@ def load_open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> tu
     try:
         config = dict(content["model_cfg"])
         custom = bool(config.pop("custom_text", False)) or "hf_model_name" in config["text_cfg"]
+        if "hf_model_name" in config["text_cfg"]:  # its weights are in the file, not on the hub
+            config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
         open_clip.load_checkpoint(model, str(weights))
         max_tokens = int(config["text_cfg"].get("context_length", 77))

@@ -55,6 +55,13 @@ def test_half_precision_gives_nearly_the_same_vectors_under_another_name(tiny_cl
     assert _load(tiny_clip_dir, dtype="float32").digest == whole.digest
 
 
+def test_model_without_a_fixed_input_size_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="NaFlex"):
+        _load(tmp_path)
+
+
 # -- code that lies in the folder ---------------------------------------------------------------------------------
 
 
