@@ -93,4 +93,8 @@ def _sample_row(
         temperature=setting.params.train.temperature,
     )
     spoken = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [parse_completion(opening + text, policy.frame) for text in spoken]
+    queries = [setting.queries[query_id] for query_id in query_ids]
+    return [
+        parse_completion(opening + text, policy.get_frame(query.width_px, query.height_px))
+        for text, query in zip(spoken, queries, strict=True)
+    ]

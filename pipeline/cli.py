@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipeline.config import DataParams, Params, load_params
 from pipeline.environment import prepare_process
-from pipeline.errors import RegionR1Error
+from pipeline.errors import ConfigError, RegionR1Error, StageError
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
@@ -62,6 +62,8 @@ data_commands = typer.Typer(no_args_is_help=True, help="Raw data: own files and 
 app.add_typer(demo, name="demo")
 app.add_typer(data_commands, name="data")
 app.add_typer(params_commands, name="params")
+policy_commands = typer.Typer(no_args_is_help=True, help="The trained policy.")
+app.add_typer(policy_commands, name="policy")
 
 
 @app.command("run")
@@ -153,6 +155,47 @@ def check_data_files(
     typer.echo(json.dumps(findings, indent=2, ensure_ascii=False) if as_json else _format_findings(findings))
     if refusal is not None:
         raise refusal
+
+
+@params_commands.command("use")
+def use_params(name: Annotated[str, typer.Argument(help="profile: a file in params/, without its ending")]) -> None:
+    """Make a shipped profile this checkout's params.yaml; changes to it that are in no commit are not overwritten."""
+    from pipeline.profiles import use_profile
+
+    typer.echo(f"wrote {use_profile(Path.cwd(), name)} from profile {name}")
+
+
+@policy_commands.command("merge")
+def merge_policy(
+    out: Annotated[Path, typer.Argument(help="folder to write; must not exist")],
+    params_path: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write the trained policy as a folder that stands alone: an adapter is merged into its base."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists already")
+    params = load_params(params_path)
+    policy_dir = Workspace.at(Path.cwd()).policy_dir
+    if not policy_dir.is_dir():
+        raise StageError(f"{policy_dir} is missing; run train first")
+    from pipeline.learn.policy import load_policy
+    from pipeline.store import replace_dir
+
+    with replace_dir(out) as folder:
+        load_policy(policy_dir, params.policy).save_merged(folder)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("plan")
+def show_plan(as_json: JsonOption = False, params_path: ParamsOption = Path("params.yaml")) -> None:
+    """Say what a run would do: stale stages, models, expected memory and time; nothing is loaded or written."""
+    from pipeline.planning.plan import build_plan
+    from pipeline.planning.terminal import print_plan
+
+    plan = build_plan(load_params(params_path), Path.cwd())
+    if as_json:
+        typer.echo(json.dumps(plan.as_json(), indent=2))
+        return
+    print_plan(plan, Console())
 
 
 @demo.command("make-data")

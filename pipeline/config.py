@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 def _check_relative(path: str) -> str:
@@ -70,12 +71,35 @@ class DemoParams(_Section):
     close_up_share: Fraction = 0.25
 
 
+class StatedSize(_Section):
+    """A model's size for `region-r1 plan`, as long as its folder is not there to be counted."""
+
+    parameters: PositiveInt
+    source: Annotated[str, Field(min_length=1)] = Field(description="who says so")
+    num_layers: PositiveInt | None = Field(default=None, description="of the text decoder, to estimate activations")
+    hidden_size: PositiveInt | None = Field(default=None, description="of the text decoder, to estimate activations")
+
+
 class ScorerParams(_Section):
     """The frozen encoder that retrieves and re-ranks."""
 
     path: str = Field(default="builtin:tiny-clip", description="model folder, or builtin:NAME")
     batch_size: PositiveInt = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="of the weights; auto: float32 on a CPU, as saved on a GPU"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python that lies in the model's folder")
+    revision: Commit | None = Field(
+        default=None, description="commit of the hub's repository that the folder's Python must come from"
+    )
+    size: StatedSize | None = None
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> ScorerParams:
+        if self.trust_remote_code != (self.revision is not None):
+            raise ValueError("scorer.trust_remote_code and scorer.revision (40 hex digits) must be given together")
+        return self
 
 
 class RetrieveParams(_Section):
@@ -102,7 +126,14 @@ class PolicyParams(_Section):
     batch_size: PositiveInt = Field(default=64, description="queries decoded together at inference")
     max_new_tokens: PositiveInt = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the weights; auto: float32, but bfloat16 below a LoRA adapter on a GPU"
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="auto: what transformers takes, SDPA where the model has it"
+    )
     lora: LoraParams | None = Field(default=None, description="train an adapter; without it all weights are trained")
+    size: StatedSize | None = None
 
 
 class SearchParams(_Section):

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from pipeline.config import ScorerParams
 from pipeline.errors import ModelError
 from pipeline.images import crop_view
+from pipeline.learn.foreign_encoders import check_revision, is_open_clip, load_open_clip, load_remote
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 
 F32 = NDArray[np.float32]
@@ -69,7 +70,7 @@ class Encoder(Protocol):
 
 
 class ClipEncoder:
-    """A dual encoder of the CLIP family (CLIP, SigLIP, AltCLIP ...) from transformers.
+    """A dual encoder of the CLIP family: CLIP, SigLIP and the like from transformers, or one dressed as such.
 
     Args:
         model: has `get_image_features` and `get_text_features`.
@@ -156,14 +157,33 @@ def load_encoder(params: ScorerParams) -> Encoder:
     """Load the frozen encoder from a local folder; the network is never asked.
 
     Raises:
-        ModelError: the folder is missing, of another family, incomplete, or holds no safetensors.
+        ModelError: the folder is missing, of another family, incomplete, holds no safetensors, or holds code that is
+            not of the pinned commit.
     """
     path = resolve_model_path(params.path)
-    check_model_folder(path)
-    _check_family(path)
     device = _pick_device(params.device)
-    # A CPU is slow at half precision; a GPU takes the weights as they were saved (paper: fp16).
-    dtype = "auto" if device.type == "cuda" else torch.float32
+    if is_open_clip(path):
+        model, processor = load_open_clip(path, device, _pick_dtype(params, device) or torch.float32)
+    else:
+        check_model_folder(path)
+        # A GPU takes the weights as they were saved (paper: fp16).
+        dtype = _pick_dtype(params, device) or "auto"
+        if params.revision is not None:
+            check_revision(path, params.revision)
+            model, processor = load_remote(path, device, dtype)
+        else:
+            model, processor = _load_transformers(path, device, dtype)
+    return ClipEncoder(
+        model,
+        processor,
+        digest=_name_encoder(path, params),
+        batch_size=params.batch_size,
+        device=device,
+    )
+
+
+def _load_transformers(path: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[Untyped, Untyped]:
+    _check_family(path)
     try:
         model, report = AutoModel.from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
@@ -176,8 +196,20 @@ def load_encoder(params: ScorerParams) -> Encoder:
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ModelError(f"{path}: the processor must have a tokenizer and an image processor")
     _check_end_token(path, model, processor.tokenizer)
-    model = model.to(device).eval().requires_grad_(requires_grad=False)
-    return ClipEncoder(model, processor, digest=compute_model_digest(path), batch_size=params.batch_size, device=device)
+    return model.to(device).eval().requires_grad_(requires_grad=False), processor
+
+
+def _pick_dtype(params: ScorerParams, device: torch.device) -> torch.dtype | None:
+    """Return the type of the weights; None: as they were saved. A CPU is slow at half precision."""
+    if params.dtype == "auto":
+        return None if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[params.dtype]
+
+
+def _name_encoder(path: Path, params: ScorerParams) -> str:
+    """Return the folder's hash; half precision that was asked for gives other vectors, so another name."""
+    digest = compute_model_digest(path)
+    return digest if params.dtype in ("auto", "float32") else f"{digest}-{params.dtype}"
 
 
 def fuse(image_ND: F32, text_ND: F32) -> F32:
@@ -260,6 +292,11 @@ def _check_family(path: Path) -> None:
     methods = ("get_image_features", "get_text_features")
     if not all(hasattr(family, method) for method in methods):
         raise ModelError(f"{path}: the scorer must be of the CLIP family, this is {config.model_type}")
+    if not hasattr(config.vision_config, "image_size"):
+        raise ModelError(
+            f"{path}: {config.model_type} takes pictures of any shape (NaFlex), which is not supported; take the same "
+            "model's checkpoint of a fixed size"
+        )
 
 
 def _check_end_token(path: Path, model: Untyped, tokenizer: Untyped) -> None:

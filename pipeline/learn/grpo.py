@@ -59,6 +59,9 @@ Arm = Literal["region", "full", "free"]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+_TOKEN_FIELDS: Final = ("mm_token_type_ids", "token_type_ids")
+"""What transformers' processors say of each token: 0 for text."""
+
 _LOGGED: Final = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -85,7 +88,7 @@ class PolicyReward:
 
     Args:
         scorer: holds pools, baselines and every crop it has seen.
-        policy: gives frame and tokenizer.
+        policy: gives frames and tokenizer.
         params: weights of the reward.
     """
 
@@ -96,10 +99,11 @@ class PolicyReward:
         self._policy = policy
         self._params = params
 
-    def parse(self, completion_ids: Sequence[int]) -> tuple[str, Decision]:
-        """Return a completion's text and the decision that it states."""
+    def parse(self, query_id: str, completion_ids: Sequence[int]) -> tuple[str, Decision]:
+        """Return a completion's text and the decision that it states about the query's picture."""
+        query = self._scorer.queries[query_id]
         text: str = self._policy.processor.tokenizer.decode(completion_ids, skip_special_tokens=True)
-        return text, parse_completion(text, self._policy.frame)
+        return text, parse_completion(text, self._policy.get_frame(query.width_px, query.height_px))
 
     def score(self, query_ids: Sequence[str], decisions: Sequence[Decision]) -> list[Reward]:
         """Return what each decision earns on its query's pool."""
@@ -127,7 +131,8 @@ class PolicyReward:
         **columns: Any,
     ) -> list[float]:
         """Return one reward per completion, as TRL asks for it."""
-        rewards = self.score(query_id, [self.parse(ids)[1] for ids in completion_ids])
+        decisions = [self.parse(name, ids)[1] for name, ids in zip(query_id, completion_ids, strict=True)]
+        rewards = self.score(query_id, decisions)
         for part in ("mrr", "ndcg", "rank", "margin"):
             log_metric(f"reward/{part}", float(np.mean([getattr(reward, part) for reward in rewards])))
         return [reward.total for reward in rewards]
@@ -285,12 +290,13 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rows_R = [arms_B.index(arm) for arm in dict.fromkeys(arms_B)]
         num_tokens = max(len(opening) for opening in self._openings.values())
         completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
+        num_row_tokens = output["prompt_ids"].shape[1] + completion_ids_RT.shape[1]
         logps_RT, _, _ = self._get_per_token_logps_and_entropies(
             self.model,
             torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
             torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
             completion_ids_RT.shape[1],
-            **_select_pictures(output, rows_R),
+            **_select_pictures(output, rows_R, num_row_tokens),
         )
         p_R = (logps_RT * self._mask_openings(completion_ids_RT)).sum(1).exp()
         position = {arms_B[row]: place for place, row in enumerate(rows_R)}
@@ -332,7 +338,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         first = self.accelerator.process_index * len(inputs)
         names: dict[type[Decision], Literal["region", "full"]] = {Crop: "region", KeepFull: "full"}
         for row, (example, ids) in enumerate(zip(inputs, completion_ids, strict=True)):
-            text, decision = self._reward.parse(ids)
+            text, decision = self._reward.parse(example["query_id"], ids)
             self._rollouts.append(
                 Rollout(
                     step=self.state.global_step,
@@ -394,7 +400,12 @@ def train_rgrpo(
         seed: order of queries and sampling.
         log: receives figures and step.
         checkpoints_dir: where checkpoints go and are looked for.
+
+    Raises:
+        ModelError: the policy cannot read a picture of some query's shape.
     """
+    for query_id in questions:  # a picture that the policy cannot read stops the run before it begins
+        policy.get_frame(scorer.queries[query_id].width_px, scorer.queries[query_id].height_px)
     policy.prepare_training()
     rows = [
         {"query_id": query_id, "prompt": build_messages(question, policy.params)}
@@ -447,7 +458,7 @@ def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_di
         temperature=params.temperature,
         scale_rewards="none",
         loss_type="dapo",
-        bf16=on_gpu,
+        bf16=policy.trains_in_bfloat16,
         use_cpu=not on_gpu,
         activation_checkpointing=on_gpu,
         dataloader_pin_memory=on_gpu,
@@ -462,13 +473,31 @@ def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_di
     )
 
 
-def _select_pictures(output: Mapping[str, Any], rows_R: Sequence[int]) -> dict[str, Any]:
-    """Return what a forward pass over some rows needs beside tokens; each row has one picture."""
-    return {"pixel_values": output["pixel_values"][rows_R], "num_images": [1] * len(rows_R)}
+def _select_pictures(output: Mapping[str, Any], rows_R: Sequence[int], num_tokens: int) -> dict[str, Any]:
+    """Return what a forward pass over some rows needs beside tokens; each row has one picture.
+
+    Args:
+        output: a whole batch, as TRL's trainer makes it.
+        rows_R: the rows wanted, in order.
+        num_tokens: length that the rows are cut to, prompt included.
+    """
+    fields: dict[str, Any] = {"num_images": [1] * len(rows_R)}
+    for name in ("image_grid_thw", "pixel_attention_mask", "image_sizes"):
+        if name in output:
+            fields[name] = output[name][rows_R]
+    if "image_grid_thw" in output:  # Qwen lays the patches of all pictures end to end
+        patches = output["pixel_values"].split(output["image_grid_thw"].prod(1).tolist())
+        fields["pixel_values"] = torch.cat([patches[row] for row in rows_R])
+    else:
+        fields["pixel_values"] = output["pixel_values"][rows_R]
+    for name in _TOKEN_FIELDS:
+        if name in output:
+            fields[name] = output[name][rows_R, :num_tokens]
+    return fields
 
 
 def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:
     """Lengthen a per-token field by the forced tokens, which are text (type 0)."""
-    if name not in ("mm_token_type_ids", "token_type_ids"):
+    if name not in _TOKEN_FIELDS:
         return field
     return [[*row, *[0] * len(opening)] for row, opening in zip(field, forced, strict=True)]

@@ -12,7 +12,7 @@ from pipeline.errors import ModelError
 _BUILTIN_PREFIX: Final = "builtin:"
 _BUILTIN_DIR: Final = Path(__file__).resolve().parent.parent / "demo" / "models"
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-_HASHED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+_HASHED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".py"})
 
 
 def resolve_model_path(spec: str | Path) -> Path:
@@ -55,7 +55,7 @@ def check_model_folder(path: Path) -> None:
 
 
 def compute_model_digest(path: Path) -> str:
-    """Return the sha256 over names and bytes of weights, configuration and tokenizer files of a folder."""
+    """Return the sha256 over names and bytes of weights, configuration, tokenizer and code files of a folder."""
     digest = hashlib.sha256()
     for file in sorted(entry for entry in path.iterdir() if entry.suffix in _HASHED_SUFFIXES and entry.is_file()):
         with file.open("rb") as stream:

@@ -17,26 +17,30 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     LogitsProcessor,
     LogitsProcessorList,
 )
 
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
-from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, parse_completion
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision, parse_completion
 from pipeline.core.prompts import build_prompt
 from pipeline.errors import ModelError
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
-from pipeline.learn.families import read_frame
+from pipeline.learn.families import FrameOf, find_family, load_processor
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
+from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
 from pipeline.progress import Advance
-from pipeline.types import Decision
+from pipeline.types import Box, Crop, Decision
 
 Untyped = Any
 """A class of transformers, whose attributes depend on the model."""
 
 Message = dict[str, Any]
+
+# Any crop shows how a crop's answer begins.
+_SOME_CROP: Final = Crop(Box(0.0, 0.0, 1.0, 1.0))
+_SOME_FRAME: Final = Frame(1.0, 1.0)
 
 _LOADING_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
@@ -65,16 +69,24 @@ class Policy:
         processor: its processor, padding on the left.
         params: prompt style, batch size, answer length, adapter.
         base_digest: names the folder of the model without any adapter.
+        get_frame: width and height of an upright picture in pixels -> the frame of the boxes on it.
+
+    Raises:
+        ModelError: both answers begin with the same token.
     """
 
-    def __init__(self, model: Untyped, processor: Untyped, params: PolicyParams, base_digest: str) -> None:
+    def __init__(
+        self, model: Untyped, processor: Untyped, params: PolicyParams, base_digest: str, get_frame: FrameOf
+    ) -> None:
         self.model = model
         self.processor = processor
         self.params = params
         self.base_digest: Final = base_digest
-        self.frame: Final[Frame] = read_frame(model.config)
-        self.region_ids: Final = self._encode(REGION_OPENING)
-        self.full_ids: Final = self._encode(FULL_ANSWER)
+        self.get_frame: Final = get_frame
+        self.region_ids: Final = self._encode_opening(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
+        self.full_ids: Final = self._encode_opening(FULL_ANSWER, FULL_ANSWER)
+        if self.region_ids[0] == self.full_ids[0]:
+            raise ModelError("the tokenizer begins REGION and FULL with the same token: p(REGION) cannot be read there")
 
     def decide(
         self,
@@ -94,7 +106,7 @@ class Policy:
 
         Raises:
             ValueError: not one question per picture.
-            ModelError: REGION is forced, but both answers begin with the same token.
+            ModelError: the family cannot read a picture of that shape.
         """
         answers: list[PolicyAnswer] = []
         for start, batch_images, batch_questions in self._split(images, questions, self.params.batch_size):
@@ -103,8 +115,24 @@ class Policy:
                 advance(len(answers) - start)
         return answers
 
+    @property
+    def trains_in_bfloat16(self) -> bool:
+        """Whether training computes in bfloat16: so on a GPU, unless `policy.dtype` says otherwise."""
+        if self.params.dtype == "auto":
+            return bool(self.model.device.type == "cuda")
+        return self.params.dtype == "bfloat16"
+
     def prepare_training(self) -> None:
-        """Put a fresh adapter on the model if `policy.lora` asks for one and it has none yet."""
+        """Put a fresh adapter on the model if `policy.lora` asks for one and it has none yet.
+
+        Raises:
+            ModelError: all weights would be trained, and they are bfloat16.
+        """
+        if self.params.lora is None and self.model.dtype == torch.bfloat16:
+            raise ModelError(
+                "policy.dtype is bfloat16 without policy.lora: the small updates of a full fine-tune would be rounded "
+                "away; set policy.dtype to auto (a GPU computes in bfloat16 anyway) or train an adapter"
+            )
         if self.params.lora is not None and not isinstance(self.model, PeftModel):
             self.model = attach_adapter(self.model, self.params.lora)
 
@@ -126,7 +154,7 @@ class Policy:
 
         Raises:
             ValueError: not one question per picture.
-            ModelError: both answers begin with the same token.
+            ModelError: the family cannot read a picture of that shape.
         """
         samples: list[list[PolicyAnswer]] = []
         size = max(1, self.params.batch_size // num_samples)
@@ -149,9 +177,23 @@ class Policy:
             self.model = self.model.merge_and_unload()
         self.save(folder)
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _encode_opening(self, answer: str, opening: str) -> list[int]:
+        """Return the first tokens of an answer, as template and tokenizer write it, up to its opening's end.
+
+        SmolVLM's template sets a space before the answer, and a tokenizer may join the opening's last sign with the
+        line break after it: forced rows must begin with the tokens that SFT has taught.
+        """
+        asked = build_messages("?", self.params)
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        render = self.processor.apply_chat_template
+        prompt = render(asked, add_generation_prompt=True, tokenize=False)
+        spoken = render([*asked, said], tokenize=False).removeprefix(prompt)
+        lead = spoken[: spoken.index(answer)]
+        tokenizer = self.processor.tokenizer
+        ids: list[int] = tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
+        lengths = range(1, len(ids) + 1)
+        wanted = (lead + opening).strip()
+        return ids[: next(length for length in lengths if tokenizer.decode(ids[:length]).strip().startswith(wanted))]
 
     def _split(
         self, images: Sequence[Image.Image], questions: Sequence[str], size: int
@@ -172,6 +214,7 @@ class Policy:
         num_samples: int | None = None,
     ) -> list[PolicyAnswer]:
         """Answer greedily, or with `num_samples` draws a query, which then follow one another."""
+        frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples or 1)]
         prompts = [
             self.processor.apply_chat_template(
                 build_messages(question, self.params), add_generation_prompt=True, tokenize=False
@@ -188,7 +231,9 @@ class Policy:
             **inputs,
             max_new_tokens=self.params.max_new_tokens,
             **({"do_sample": False} if num_samples is None else drawing),
-            logits_processor=LogitsProcessorList(self._force_region(num_prompt_tokens) if force_region else []),
+            logits_processor=LogitsProcessorList(
+                [_ForcedOpening(self.region_ids, num_prompt_tokens)] if force_region else []
+            ),
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -196,14 +241,9 @@ class Policy:
         spoken_BT = output.sequences[:, num_prompt_tokens:]
         texts = self.processor.batch_decode(spoken_BT, skip_special_tokens=True)
         return [
-            PolicyAnswer(parse_completion(text, self.frame), text, p_region)
-            for text, p_region in zip(texts, p_region_B, strict=True)
+            PolicyAnswer(parse_completion(text, frame), text, p_region)
+            for text, frame, p_region in zip(texts, frames, p_region_B, strict=True)
         ]
-
-    def _force_region(self, num_prompt_tokens: int) -> list[LogitsProcessor]:
-        if self.region_ids[0] == self.full_ids[0]:
-            raise ModelError("the tokenizer begins REGION and FULL with the same token: p(REGION) cannot be read there")
-        return [_ForcedOpening(self.region_ids, num_prompt_tokens)]
 
 
 class _ForcedOpening(LogitsProcessor):  # type: ignore[misc]
@@ -236,47 +276,31 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
         params: how to prompt and decode.
 
     Raises:
-        ModelError: no such folder, weights in an unsafe format, an unknown family, a broken file, or an adapter of
-            another base.
+        ModelError: no such folder, weights in an unsafe format, an unknown family, a broken file, an adapter of
+            another base, or an attention that cannot run here.
     """
     folder = resolve_model_path(path)
     base_dir = resolve_model_path(params.path) if has_adapter(folder) else folder
     check_model_folder(base_dir)
     base_digest = compute_model_digest(base_dir)
-    model = _load_model(base_dir)
+    device = choose_device(params.device)
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
+        family = find_family(config)
+        processor = load_processor(folder, family)
+        get_frame = family.build_frames(config, processor)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            base_dir,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=choose_dtype(params, device),
+            attn_implementation=choose_attention(params, device),
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ModelError(f"{base_dir}: the weights lack {len(report['missing_keys'])} of the model's tensors")
         if has_adapter(folder):
             model = load_adapter(model, folder, base_digest)
     except _LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
-    processor.tokenizer.padding_side = "left"
-    return Policy(model.to(choose_device(params.device)), processor, params, base_digest)
-
-
-def _load_model(folder: Path) -> Untyped:
-    try:
-        read_frame(AutoConfig.from_pretrained(folder, local_files_only=True))
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except _LOADING_ERRORS as error:
-        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"{folder}: the weights lack {len(report['missing_keys'])} of the model's tensors")
-    return model
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Return the device: `auto` takes a GPU where there is one.
-
-    Raises:
-        ModelError: a GPU is asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device: cuda is asked for, but no CUDA device is there; set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    return Policy(model.to(device), processor, params, base_digest, get_frame)

@@ -14,11 +14,12 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import WarmupParams
 from pipeline.core.completion import format_decision
-from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.families import FrameOf
+from pipeline.learn.policy import Message, Policy, build_messages
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
-from pipeline.types import Crop, CurvePoint, KeepFull, RegionLabel
+from pipeline.types import Box, Crop, CurvePoint, KeepFull, RegionLabel
 
 _LOGGED = {
     "loss": "sft_loss",
@@ -58,7 +59,7 @@ def train_sft(
     """
     policy.prepare_training()
     rows = [_build_row(policy, example) for example in examples]
-    dataset = Dataset.from_list(rows).with_transform(AttachImages(load_image))
+    dataset = Dataset.from_list(rows).with_transform(_AttachAnswers(load_image, policy.get_frame))
     arguments = SFTConfig(
         output_dir=str(scratch_dir),
         num_train_epochs=params.epochs,
@@ -67,7 +68,7 @@ def train_sft(
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup_steps,
         max_length=None,
-        bf16=policy.model.device.type == "cuda",
+        bf16=policy.trains_in_bfloat16,
         use_cpu=policy.model.device.type == "cpu",
         dataloader_pin_memory=policy.model.device.type == "cuda",
         activation_checkpointing=policy.model.device.type == "cuda",
@@ -90,10 +91,34 @@ def train_sft(
 
 def _build_row(policy: Policy, example: SftExample) -> dict[str, Any]:
     label = example.label
-    decision = KeepFull() if label.box is None else Crop(label.box)
-    answer = format_decision(decision, policy.frame)
     return {
         "query_id": label.query_id,
         "prompt": build_messages(example.question, policy.params),
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
+        "box": None if label.box is None else [label.box.x0, label.box.y0, label.box.x1, label.box.y1],
     }
+
+
+class _AttachAnswers(AttachImages):
+    """Adds each row's picture and, since only then its size is known, the answer that names the box on it.
+
+    Args:
+        load_image: query id -> upright picture.
+        get_frame: the policy's frame by size of the picture.
+    """
+
+    def __init__(self, load_image: Callable[[str], Image.Image], get_frame: FrameOf) -> None:
+        super().__init__(load_image)
+        self._get_frame = get_frame
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the rows of a batch with columns `images` and `completion`."""
+        rows = super().__call__(batch)
+        rows["completion"] = [
+            self._answer(box, images[0]) for box, images in zip(batch["box"], rows["images"], strict=True)
+        ]
+        return rows
+
+    def _answer(self, box: list[float] | None, image: Image.Image) -> list[Message]:
+        decision = KeepFull() if box is None else Crop(Box(*box))
+        answer = format_decision(decision, self._get_frame(*image.size))
+        return [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]

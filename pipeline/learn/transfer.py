@@ -29,7 +29,7 @@ def load_transfer_scorer(
 
     Args:
         path: model folder, or builtin:NAME.
-        params: batch size and device of the first scorer serve the second.
+        params: batch size, device and dtype of the first scorer serve the second; leave to run code does not.
         workspace: where tables and pictures lie.
         queries: those whose views it will score.
         pools: their candidates, aligned.
@@ -39,7 +39,9 @@ def load_transfer_scorer(
         StageError: a candidate is in no table; prepare ran after retrieve.
         DataError: a picture cannot be read.
     """
-    encoder = load_encoder(params.scorer.model_copy(update={"path": path}))
+    encoder = load_encoder(
+        params.scorer.model_copy(update={"path": path, "trust_remote_code": False, "revision": None})
+    )
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     batch_size = params.scorer.batch_size
     documents = _embed_candidates(encoder, workspace, pools, pictures, batch_size)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import PolicyParams
+from pipeline.core.boxes import Frame
 from pipeline.core.completion import REGION_OPENING, format_decision
 from pipeline.demo.tiny_llava import FRAME_UNITS
 from pipeline.errors import ModelError
@@ -143,7 +144,7 @@ def test_one_question_per_picture(policy: Policy) -> None:
     ],
 )
 def test_a_decision_takes_at_most_eight_tokens(policy: Policy, decision: KeepFull | Crop) -> None:
-    text = format_decision(decision, policy.frame)
+    text = format_decision(decision, policy.get_frame(64, 48))
     tokenizer = policy.processor.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) + 1 <= 8  # and the end token
@@ -168,7 +169,7 @@ def test_question_precedes_the_picture(policy: Policy) -> None:
 
 
 def test_frame_is_the_checkpoints(policy: Policy) -> None:
-    assert (policy.frame.width, policy.frame.height) == (FRAME_UNITS, FRAME_UNITS)
+    assert policy.get_frame(640, 48) == Frame(FRAME_UNITS, FRAME_UNITS)
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def _refuse(folder: Path | str, match: str) -> None:
 
 def test_unknown_family_is_refused(copy_dir: Path) -> None:
     _edit_config(copy_dir, model_type="bert")
-    _refuse(copy_dir, "family 'bert' is not supported; known: llava")
+    _refuse(copy_dir, "family 'bert' is not supported; known: idefics3, llava")
 
 
 def test_family_that_nobody_knows_is_refused(copy_dir: Path) -> None:

@@ -27,7 +27,7 @@ def test_policy_speaks_the_labels(spoken_llava: SpokenLlava) -> None:
     answers = policy.decide(images, list(spoken_llava.questions.values()))
     for answer in answers:
         if isinstance(answer.decision, Crop):
-            assert box_to_frame(answer.decision.box, policy.frame) == (2, 5, 11, 20)
+            assert box_to_frame(answer.decision.box, policy.get_frame(40, 30)) == (2, 5, 11, 20)
         else:
             assert isinstance(answer.decision, KeepFull), answer.completion
         assert 0.0 < answer.p_region < 1.0
