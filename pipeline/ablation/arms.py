@@ -30,11 +30,13 @@ class Arm:
         overrides: what differs from params.yaml, as `section.name`.
         start: the policy before r-GRPO, which is also the KL's reference: after SFT, the base model, or the SFT policy
             collapsed to FULL (see collapse.py).
+        step_factor: times `ablation.max_steps`; the way out of a collapse is longer.
     """
 
     name: str
     overrides: Mapping[str, Value] = field(default_factory=dict)
     start: Start = "sft"
+    step_factor: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +97,8 @@ ARMS: Final[Mapping[str, Arm]] = MappingProxyType(
             Arm(name="no_kl", overrides={"train.beta": 0.0}),
             Arm(name="group_4", overrides={"train.group_size": 4, "train.num_region": 2, "train.num_full": 1}),
             Arm(name="group_16", overrides={"train.group_size": 16, "train.num_region": 8, "train.num_full": 4}),
-            Arm(name="collapsed_stock", overrides=_STOCK, start="collapsed"),
-            Arm(name="collapsed_balanced", start="collapsed"),
+            Arm(name="collapsed_stock", overrides=_STOCK, start="collapsed", step_factor=2),
+            Arm(name="collapsed_balanced", start="collapsed", step_factor=2),
         )
     }
 )
@@ -159,7 +161,7 @@ TABLES: Final = (
     ),
     ArmTable(
         name="collapsed",
-        title="From a policy collapsed to FULL",
+        title="From a policy collapsed to FULL, twice the steps",
         metric="cond_recall_at_1",
         reference="collapsed_stock",
         rows=(
@@ -174,7 +176,7 @@ TABLES: Final = (
 def apply_arm(arm: Arm, params: Params, seed: int) -> Params:
     """Return the parameters that one seed of an arm is trained with.
 
-    Steps come from `ablation.max_steps`, and the learning rate warms up for at most half of them. Another group size
+    Steps come from `ablation.max_steps` and the arm's factor, and the learning rate warms up for at most half of them. Another group size
     takes as many queries as keep the number of completions of a step.
 
     Raises:
@@ -191,7 +193,7 @@ def apply_arm(arm: Arm, params: Params, seed: int) -> Params:
     train["queries_per_step"], rest = divmod(num_completions, train["group_size"])
     if rest or not train["queries_per_step"]:
         raise ConfigError(f"arm {arm.name}: {num_completions} completions a step do not divide by its group size")
-    train["max_steps"] = params.ablation.max_steps
+    train["max_steps"] = params.ablation.max_steps * arm.step_factor
     train["warmup_steps"] = min(params.train.warmup_steps, params.ablation.max_steps // 2)
     try:
         return Params.model_validate({**tree, "seed": seed})

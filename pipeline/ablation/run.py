@@ -140,9 +140,9 @@ def _make_start(arm: Arm, params: Params, bench: Bench, folder: Path) -> tuple[P
     start_dir = folder / "start"
     if not start_dir.is_dir():
         policy = load_policy(bench.workspace.sft_dir, params.policy)
-        p_region = collapse_policy(policy, bench.questions, bench.scorer, params)
+        p_region = collapse_policy(policy, bench.scorer)
         with replace_dir(start_dir) as made:
-            policy.save(made / "policy")
+            policy.save_merged(made / "policy")
             write_json(made / "p_region.json", p_region)
     return start_dir / "policy", float(read_json(start_dir / "p_region.json"))
 

@@ -201,8 +201,8 @@ def test_collapsed_arms_share_a_start_that_says_full(prepared: Prepared, monkeyp
 
 def test_a_policy_that_does_not_collapse_is_an_error(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collapse_module, "MAX_P_REGION", 0.0)
-    monkeypatch.setattr(collapse_module, "MAX_ROUNDS", 1)
-    with pytest.raises(StageError, match=r"still opens a region with p = .* after 1 rounds"):
+    monkeypatch.setattr(collapse_module, "MAX_SHIFT", 1)
+    with pytest.raises(StageError, match=r"still opens a region with p = .* after a shift of 1"):
         run_arm(ARMS["collapsed_stock"], prepared.params, prepared.workspace, null_run())
 
 
