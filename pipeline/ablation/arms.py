@@ -176,8 +176,8 @@ TABLES: Final = (
 def apply_arm(arm: Arm, params: Params, seed: int) -> Params:
     """Return the parameters that one seed of an arm is trained with.
 
-    Steps come from `ablation.max_steps` and the arm's factor, and the learning rate warms up for at most half of them. Another group size
-    takes as many queries as keep the number of completions of a step.
+    Steps come from `ablation.max_steps` and the arm's factor, and the learning rate warms up for at most half of
+    them. Another group size takes as many queries as keep the number of completions of a step.
 
     Raises:
         ConfigError: the result breaks a rule of config.py, or the completions of a step do not divide by the group.
