@@ -248,7 +248,7 @@ class AblationParams(_Section):
     """
 
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (7, 8, 9)
-    max_steps: PositiveInt = Field(default=40, description="r-GRPO steps of every arm, in place of train.max_steps")
+    max_steps: PositiveInt = Field(default=30, description="r-GRPO steps of every arm, in place of train.max_steps")
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> AblationParams:

@@ -21,7 +21,7 @@ from pipeline.learn.scorer import FrozenScorer
 
 logger = logging.getLogger(__name__)
 
-MAX_P_REGION: Final = 0.001
+MAX_P_REGION: Final = 0.005
 """Mean p(REGION) on validation queries below which a policy counts as collapsed."""
 
 MAX_SHIFT: Final = 40
