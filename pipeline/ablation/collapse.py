@@ -1,8 +1,9 @@
 """A policy that says FULL to everything: the start from which stock GRPO has nothing to compare.
 
 The output embedding of FULL's first token is moved towards the mean hidden state from which openings are predicted, as
-far as it takes until the SFT policy all but never opens a region. Nothing else changes: the policy has forgotten when
-to crop, not where. (Collapsing it by training was tried first; that spoils the boxes or the features too, docs/log.md.)
+far as it takes until the base model all but never opens a region. Nothing else changes: the policy has forgotten when to
+crop, not where. (Other starts were tried first, docs/log.md: training towards FULL spoils the boxes or the features, and
+after the warm-up boxes are so poor that FULL is the better answer at first.)
 
 Shapes: B queries, H hidden units, V vocabulary.
 """
@@ -34,7 +35,7 @@ def collapse_policy(policy: Policy, scorer: FrozenScorer) -> float:
     """Make the policy say FULL, in place, and return the mean p(REGION) over some validation queries, 0 to 1.
 
     Args:
-        policy: the SFT policy; an adapter must be merged before the result is saved, since its base changes.
+        policy: the base model.
         scorer: gives queries and pictures; nothing is scored.
 
     Raises:
