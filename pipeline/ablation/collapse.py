@@ -1,9 +1,9 @@
 """A policy that says FULL to everything: the start from which stock GRPO has nothing to compare.
 
 The output embedding of FULL's first token is moved towards the mean hidden state from which openings are predicted,
-as far as it takes until the base model all but never opens a region. Nothing else changes: the policy has forgotten
+as far as it takes until the SFT policy all but never opens a region. Nothing else changes: the policy has forgotten
 when to crop, not where. (Other starts were tried first, docs/log.md: training towards FULL spoils the boxes or the
-features, and after the warm-up boxes are so poor that FULL is the better answer at first.)
+features.) An adapter must be merged before the result is saved, since its base changes.
 
 Shapes: B queries, H hidden units, V vocabulary.
 """
@@ -35,7 +35,7 @@ def collapse_policy(policy: Policy, scorer: FrozenScorer) -> float:
     """Make the policy say FULL, in place, and return the mean p(REGION) over some validation queries, 0 to 1.
 
     Args:
-        policy: the base model.
+        policy: the SFT policy.
         scorer: gives queries and pictures; nothing is scored.
 
     Raises:

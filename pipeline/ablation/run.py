@@ -139,7 +139,7 @@ def _make_start(arm: Arm, params: Params, bench: Bench, folder: Path) -> tuple[P
         return resolve_model_path(params.policy.path), None
     start_dir = folder / "start"
     if not start_dir.is_dir():
-        policy = load_policy(params.policy.path, params.policy)
+        policy = load_policy(bench.workspace.sft_dir, params.policy)
         p_region = collapse_policy(policy, bench.scorer)
         with replace_dir(start_dir) as made:
             policy.save_merged(made / "policy")
