@@ -98,11 +98,10 @@ def test_opening_of_several_tokens_is_forced_whole(policy: Policy, monkeypatch: 
     assert answer.completion.startswith(policy.processor.tokenizer.decode(opening))
 
 
-def test_openings_that_begin_alike_cannot_be_forced(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "full_ids", policy.region_ids[:1] + policy.full_ids)
-    policy.decide([_draw((4, 4))], ["What is it?"])
+def test_answers_that_begin_alike_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "_encode_opening", lambda *_: [7])
     with pytest.raises(ModelError, match="same token"):
-        policy.decide([_draw((4, 4))], ["What is it?"], force_region=True)
+        Policy(policy.model, policy.processor, policy.params, policy.base_digest, policy.get_frame)
 
 
 def test_samples_are_seeded_forced_and_grouped_by_query(policy: Policy) -> None:
