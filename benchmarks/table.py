@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 _RATIOS: Final = (
-    ("reward", "speedup", "rewards per second, ours over naive", "speedup_over_naive"),
-    ("reward", "floor_ratio", "seconds of a reward, ours over floor", "over_floor"),
-    ("train_step", "stock_ratio", "seconds of a training step, ours over stock", "over_stock"),
+    ("reward", "speedup", "rewards/s, ours : naive", "speedup_over_naive"),
+    ("reward", "floor_ratio", "reward, ours : floor", "over_floor"),
+    ("train_step", "stock_ratio", "step, ours : stock", "over_stock"),
 )
 _RATES: Final = (
-    ("reward", "naive_per_s", "rewards per second, naive"),
-    ("reward", "ours_per_s", "rewards per second, ours"),
-    ("reward", "warm_per_s", "rewards per second, ours, all crops seen before"),
-    ("reward", "embedding_ratio", "ours over the encoder alone, crops cut beforehand"),
-    ("train_step", "ours_s", "seconds of a training step, ours"),
-    ("train_step", "stock_s", "seconds of a training step, stock"),
+    ("reward", "naive_per_s", "rewards/s, naive"),
+    ("reward", "ours_per_s", "rewards/s, ours"),
+    ("reward", "warm_per_s", "rewards/s, ours, crops seen before"),
+    ("reward", "embedding_ratio", "reward, ours : encoder alone"),
+    ("train_step", "ours_s", "step in s, ours"),
+    ("train_step", "stock_s", "step in s, stock"),
 )
 _WAYS: Final = {
     "nothing": "libraries, models and tables loaded",
@@ -53,7 +53,7 @@ def is_met(goal: Mapping[str, float], median: float) -> bool:
 
 
 def _build_ratios(report: Mapping[str, Any]) -> Table:
-    table = _start_table("side by side", "median", "range", "in CPU time", "goal", "")
+    table = _start_table("side by side", "median", "range", "CPU", "goal", "")
     for part, name, label, goal_name in _RATIOS:
         spread, cpu, goal = report[part][name], report[part][f"{name}_cpu"], report["goals"][goal_name]
         met = is_met(goal, spread["median"])
@@ -73,7 +73,7 @@ def _build_rates(report: Mapping[str, Any]) -> Table:
 
 def _start_table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.add_column(first, no_wrap=True, min_width=50)
+    table.add_column(first, no_wrap=True, min_width=34)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
