@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measure, print a table, write bench.json and bench.svg.
 
-A goal that is missed is a result, not a failure. Exit codes: 0 measured, 2 something you can mend, 130 interrupted.
+A goal that is missed is a result, not a failure. Exit codes are those of `python -m pipeline STAGE`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.environment import prepare_process
-from pipeline.errors import RegionR1Error
+from pipeline.environment import run_to_exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,16 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="method and models (params.yaml)")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="where bench.json goes (artifacts)")
     options = parser.parse_args(arguments)
-    prepare_process()
-    try:
-        measure(options.params, options.out)
-    except RegionR1Error as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    return 0
+    return run_to_exit_code(lambda: measure(options.params, options.out))
 
 
 def measure(params_path: Path, out_dir: Path) -> None:

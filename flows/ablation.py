@@ -21,7 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.environment import find_root
-from flows.tasks import CACHED, USER_ERROR, StageContext, can_retry, repro, run_on_pool
+from flows.tasks import CACHED, USER_ERROR, StageContext, can_retry, report_end, repro, run_on_pool
 from pipeline.ablation.arms import ARMS, find_arm
 from pipeline.ablation.page import write_summary
 from pipeline.ablation.summary import summarise
@@ -98,11 +98,7 @@ def run_here(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=run_here.__doc__)
     parser.add_argument("--arms", metavar="A,B", help="some arms instead of all")
     options = parser.parse_args(arguments)
-    state = region_r1_ablation(arms=options.arms.split(",") if options.arms else None, return_state=True)
-    if state.is_completed():
-        return 0
-    sys.stderr.write(f"error: {state.message}\n")
-    return 2 if state.name == USER_ERROR else 1
+    return report_end(region_r1_ablation(arms=options.arms.split(",") if options.arms else None, return_state=True))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 from flows.environment import find_root
 from flows.launch import main
 from flows.summary import publish_summary
-from flows.tasks import CACHED, STAGE_TASKS, USER_ERROR, StageContext, data_task, repro
+from flows.tasks import CACHED, STAGE_TASKS, USER_ERROR, StageContext, data_task, report_end, repro
 from pipeline.config import Params, load_params
 from pipeline.errors import RegionR1Error
 from pipeline.tracking import parent_run
@@ -94,11 +94,7 @@ def run_here(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=run_here.__doc__)
     parser.add_argument("--only", metavar="STAGE")
     options = parser.parse_args(arguments)
-    state = region_r1(only=options.only, return_state=True)
-    if state.is_completed():
-        return 0
-    sys.stderr.write(f"error: {state.message}\n")
-    return 2 if state.name == USER_ERROR else 1
+    return report_end(region_r1(only=options.only, return_state=True))
 
 
 if __name__ == "__main__":

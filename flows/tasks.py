@@ -134,6 +134,14 @@ def repro(stage: str, context: StageContext) -> State[Any]:
     return Completed(name=CACHED, message=f"{stage}: unchanged") if unchanged else Completed(message=f"{stage}: done")
 
 
+def report_end(state: State[Any]) -> int:
+    """Return the exit code of a flow run that ended so: 0 done, 2 the user's to mend, 1 anything else; say why."""
+    if state.is_completed():
+        return 0
+    sys.stderr.write(f"error: {state.message}\n")
+    return _USER_ERROR_CODE if state.name == USER_ERROR else 1
+
+
 def _run(name: str, command: list[str], context: StageContext, env: Mapping[str, str]) -> Ended | State[Any]:
     logger = get_run_logger()
 

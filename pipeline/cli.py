@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import DataParams, Params, load_params
+from pipeline.config import DataParams, Params, SourceName, load_params
 from pipeline.environment import prepare_process
 from pipeline.errors import ConfigError, RegionR1Error, StageError
 from pipeline.report import table as figures
@@ -30,7 +30,6 @@ TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", 
 WORLD_NUM_TRAIN: Final = 64
 WORLD_NUM_VAL: Final = 8
 
-SourceName = Literal["jsonl", "evqa", "infoseek", "echosight"]
 ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 

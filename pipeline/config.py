@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.workspace import is_plain_relative
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+SourceName = Literal["jsonl", "evqa", "infoseek", "echosight"]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 def _check_relative(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+    if not is_plain_relative(path):
         raise ValueError("must be a path inside data/: relative, without `..` or `\\`")
     return path
 
@@ -34,7 +36,7 @@ class _Section(BaseModel):
 class DataParams(_Section):
     """Where the raw data lie and how much of them may be unusable; every path is relative to data/."""
 
-    source: Literal["jsonl", "evqa", "infoseek", "echosight"] = "jsonl"
+    source: SourceName = "jsonl"
     annotations: dict[Literal["train", "val", "test"], RelativePath] = Field(
         default={}, description="annotation file of each split; empty takes the published names"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +95,9 @@ class Workspace:
     def metrics_path(self, stage: str) -> Path:
         """Small JSON of a stage's figures, a DVC metrics file."""
         return self.artifacts_dir / "metrics" / f"{stage}.json"
+
+
+def is_plain_relative(path: str) -> bool:
+    """Return whether a path from a file or a parameter stays inside the folder that it is relative to."""
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in path

@@ -21,7 +21,7 @@ from pipeline.errors import StageError
 from pipeline.evaluation.figures import ResultTable
 from pipeline.evaluation.query_set import load_query_set
 from pipeline.store import load_curves, load_results, read_json
-from pipeline.types import CurvePoint
+from pipeline.types import CurvePoint, Pool
 from pipeline.workspace import Workspace
 
 F64 = npt.NDArray[np.float64]
@@ -73,8 +73,9 @@ def summarise(params: Params, workspace: Workspace) -> Tree:
         for name in ARMS
         if (workspace.ablation_dir / name / "result.json").is_file()
     }
+    pools = load_query_set(workspace, "test").pools
     stale = [name for name, result in found.items() if result["basis"] != basis]
-    arms = {name: _load_arm(result, workspace) for name, result in found.items() if name not in stale}
+    arms = {name: _load_arm(result, workspace, pools) for name, result in found.items() if name not in stale}
     if not arms:
         raise StageError("no arm of the ablations is up to date; run `region-r1 ablate`")
     sure = _Bootstrap(params.evaluate, params.seed)
@@ -116,14 +117,14 @@ class _Bootstrap:
         return _to_tree(bootstrap_seeds_difference(a_SQ, b_SQ, denominator_Q, **self._draws))  # type: ignore[arg-type]
 
 
-def _load_arm(result: Mapping[str, Any], workspace: Workspace) -> ArmResult:
+def _load_arm(result: Mapping[str, Any], workspace: Workspace, pools: Sequence[Pool]) -> ArmResult:
     folder = workspace.ablation_dir / result["arm"]
     seeds = tuple(int(seed) for seed in result["seeds"])
     return ArmResult(
         name=result["arm"],
         seeds=seeds,
         start=result["start"],
-        table=ResultTable(load_results(folder / "results.parquet"), load_query_set(workspace, "test").pools),
+        table=ResultTable(load_results(folder / "results.parquet"), pools),
         curves=tuple(load_curves(folder / f"curve-{seed}.parquet") for seed in seeds),
     )
 

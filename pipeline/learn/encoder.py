@@ -29,6 +29,7 @@ from pipeline.errors import ModelError
 from pipeline.images import crop_view
 from pipeline.learn.foreign_encoders import check_revision, is_open_clip, load_open_clip, load_remote
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
+from pipeline.learn.precision import choose_device
 
 F32 = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -161,7 +162,7 @@ def load_encoder(params: ScorerParams) -> Encoder:
             not of the pinned commit.
     """
     path = resolve_model_path(params.path)
-    device = _pick_device(params.device)
+    device = choose_device(params.device, "scorer.device")
     if is_open_clip(path):
         model, processor = load_open_clip(path, device, _pick_dtype(params, device) or torch.float32)
     else:
@@ -307,12 +308,6 @@ def _check_end_token(path: Path, model: Untyped, tokenizer: Untyped) -> None:
     # 2 is what old checkpoints say: transformers then reads at the largest id instead.
     if end_id != 2 and end_id not in tokenizer("a")["input_ids"]:
         raise ModelError(f"{path}: the tokenizer ends no text with token {end_id}, where CLIP reads it")
-
-
-def _pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("scorer.device is cuda, but there is no CUDA device; set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _read_normalisation(image_processor: Untyped, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -146,6 +146,11 @@ class GroupPlan:
     num_region: int
     num_full: int
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether both arms are forced; config.py lets nobody force only one."""
+        return self.num_region > 0 and self.num_full > 0
+
     def get_arm(self, position: int) -> Arm:
         """Return the arm of a row by its global position; groups lie one after another."""
         row = position % self.group_size
@@ -252,23 +257,24 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not self.model.training:
             return output
         opening_BT = self._mask_openings(output["completion_ids"])
-        p_opening_N = self.accelerator.gather(self._compute_p_opening(output))
         shape = (-1, self.num_generations)
         codes_BG = self._codes_N.view(shape).cpu().numpy()
         advantages = compute_advantages(
             self._rewards_N.view(shape).cpu().numpy(), codes_BG, factorised=self._params.factorised
         )
         decision_BG = advantages.decision_BG
-        p_opening_BG = p_opening_N.view(shape).cpu().numpy()
-        if self._params.factorised:
-            decision_BG = damp_decisions(
-                decision_BG,
-                codes_BG,
-                p_opening_BG,
-                saturation=self._params.decision_saturation,
-                anchor=self._params.anchor,
-            )
-        self._log_groups(advantages, codes_BG, p_opening_BG)
+        self._log_groups(advantages, codes_BG)
+        if self._plan.is_balanced:  # stock groups have no use for p(opening), nor a row of either arm to read it from
+            p_opening_BG = self.accelerator.gather(self._compute_p_opening(output)).view(shape).cpu().numpy()
+            self._log_openings(p_opening_BG)
+            if self._params.factorised:
+                decision_BG = damp_decisions(
+                    decision_BG,
+                    codes_BG,
+                    p_opening_BG,
+                    saturation=self._params.decision_saturation,
+                    anchor=self._params.anchor,
+                )
         num_rows = len(opening_BT)
         first = self.accelerator.process_index * num_rows
         decision_B, argument_B = (
@@ -319,20 +325,25 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # -- what is watched ----------------------------------------------------------------------------------------
 
-    def _log_groups(self, advantages: Advantages, codes_BG: IntArray, p_opening_BG: FloatArray) -> None:
+    def _log_groups(self, advantages: Advantages, codes_BG: IntArray) -> None:
         metrics = self._metrics["train"]
         metrics["group/zero_signal"].append(count_zero_signal(advantages) / len(codes_BG))
-        arms_G = np.asarray([self._plan.get_arm(row) for row in range(self.num_generations)])
-        free_BF = codes_BG[:, arms_G == "free"]
+        free_BF = codes_BG[:, self._list_arms_of_group() == "free"]
         if free_BF.size:
             metrics["decision/region_rate"].append(float((free_BF == REGION).mean()))
             metrics["decision/malformed_rate"].append(float((free_BF == MALFORMED).mean()))
+
+    def _log_openings(self, p_opening_BG: FloatArray) -> None:
         # Every query has rows of both forced arms, so their sum is a probability.
-        shares = [float(p_opening_BG[:, arms_G == arm].mean()) for arm in ("region", "full") if arm in arms_G]
-        if len(shares) == 2:
-            metrics["decision/p_region"].append(shares[0])
-            metrics["decision/p_full"].append(shares[1])
-            metrics["decision/mass"].append(sum(shares))
+        arms_G = self._list_arms_of_group()
+        p_region, p_full = (float(p_opening_BG[:, arms_G == arm].mean()) for arm in ("region", "full"))
+        metrics = self._metrics["train"]
+        metrics["decision/p_region"].append(p_region)
+        metrics["decision/p_full"].append(p_full)
+        metrics["decision/mass"].append(p_region + p_full)
+
+    def _list_arms_of_group(self) -> npt.NDArray[np.str_]:
+        return np.asarray([self._plan.get_arm(row) for row in range(self.num_generations)])
 
     def _record_rollouts(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> None:
         first = self.accelerator.process_index * len(inputs)

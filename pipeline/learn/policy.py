@@ -283,7 +283,7 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
     base_dir = resolve_model_path(params.path) if has_adapter(folder) else folder
     check_model_folder(base_dir)
     base_digest = compute_model_digest(base_dir)
-    device = choose_device(params.device)
+    device = choose_device(params.device, "policy.device")
     try:
         config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
         family = find_family(config)

@@ -1,4 +1,4 @@
-"""Where the policy lies, the type of its weights, and the attention that it computes with."""
+"""Where a model lies; the type of the policy's weights, and the attention that it computes with."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pipeline.config import PolicyParams
 from pipeline.errors import ModelError
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, parameter: str) -> torch.device:
     """Return the device: `auto` takes a GPU where there is one.
+
+    Args:
+        wanted: auto, cpu or cuda.
+        parameter: that says so, for the message.
 
     Raises:
         ModelError: a GPU is asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device: cuda is asked for, but no CUDA device is there; set it to auto or cpu")
+        raise ModelError(f"{parameter} is cuda, but there is no CUDA device; set it to auto or cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, TypeVar
 
 from pipeline.images import ImageError, ImageFacts, inspect_image
 from pipeline.progress import Advance
+from pipeline.workspace import is_plain_relative
 
 NUM_THREADS: Final = 2
 BATCH_SIZE: Final = 256
@@ -44,7 +45,7 @@ class PictureInspector:
     def _inspect_one(self, image_path: str) -> ImageFacts | ImageError:
         path = self._data_dir / image_path
         try:
-            if not _is_plain_relative(image_path):
+            if not is_plain_relative(image_path):
                 raise ImageError("unsafe_path", "must be relative, without `..` or `\\`", path=path)
             return inspect_image(path, max_pixels=self._max_pixels, root=self._data_dir)
         except ImageError as error:
@@ -56,11 +57,3 @@ def split_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
-
-
-def _is_plain_relative(image_path: str) -> bool:
-    return (
-        not PurePosixPath(image_path).is_absolute()
-        and ".." not in PurePosixPath(image_path).parts
-        and "\\" not in image_path
-    )

@@ -19,6 +19,7 @@ from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.sources.streams import read_json_entries
+from pipeline.workspace import is_plain_relative
 
 OVEN_SUFFIXES: Final = (".jpg", ".JPEG", ".png")
 STATES: Final = ("needed", "found", "missing", "unresolved")
@@ -159,6 +160,6 @@ class PictureFinder:
 
 
 def _is_safe(name: str) -> bool:
-    path = PurePosixPath(name)
-    short = all(len(part.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES for part in path.parts)
-    return short and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    parts = PurePosixPath(name).parts
+    short = all(len(part.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES for part in parts)
+    return short and is_plain_relative(name) and "\0" not in name

@@ -21,31 +21,18 @@ from pipeline.ablation.__main__ import main, run_named_arm
 from pipeline.ablation.arms import ARMS
 from pipeline.ablation.basis import METRICS
 from pipeline.ablation.run import run_arm
-from pipeline.config import Params, load_params
-from pipeline.demo.materialise import materialise
-from pipeline.demo.world import build_world
+from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.stages import STAGES
 from pipeline.store import load_curves, load_results, read_json
 from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
+from tests.small_run import NUM_TEST, write_small_run
 
 # MLflow, its database layer and Prefect warn about themselves.
 pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore")]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-NUM_TEST = 12
-_PARAMS: dict[str, Any] = {
-    "seed": 3,
-    "scorer": {"batch_size": 64, "device": "cpu"},
-    "retrieve": {"pool_size": 6},
-    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
-    "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
-    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
-    "train": {"queries_per_step": 2, "group_size": 4, "num_region": 1, "num_full": 1, "save_steps": 1},
-    "evaluate": {"num_resamples": 100},
-    "ablation": {"seeds": [5, 6], "max_steps": 2},
-}
 
 
 class Prepared:
@@ -54,17 +41,14 @@ class Prepared:
     def __init__(self, root: Path, scorer_dir: Path, policy_dir: Path) -> None:
         self.root = root
         self.workspace = Workspace.at(root)
-        materialise(
-            build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=NUM_TEST), self.workspace.data_dir
-        )
-        paths = {"scorer": {"path": str(scorer_dir)}, "policy": {"path": str(policy_dir)}}
-        sections = {
-            name: section | paths.get(name, {}) if isinstance(section, dict) else section
-            for name, section in _PARAMS.items()
-        }
         self.params_path = root / "params.yaml"
-        self.params_path.write_text(yaml.safe_dump(sections))
-        self.params: Params = load_params(self.params_path)
+        self.params = write_small_run(
+            root,
+            scorer_dir,
+            policy_dir,
+            train={"warmup_steps": 10},
+            ablation={"seeds": [5, 6], "max_steps": 2},
+        )
         for stage in ("prepare", "index", "retrieve", "warmup"):
             STAGES[stage](self.params, self.workspace, null_run())
 

@@ -8,37 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.__main__ import run_stage
-from pipeline.demo.materialise import materialise
-from pipeline.demo.world import build_world
 from pipeline.evaluation.methods import METHODS
 from pipeline.stages import STAGES
 from pipeline.store import load_labels, load_pools, load_queries, load_results, load_rollouts, read_json
 from pipeline.workspace import Workspace
+from tests.small_run import write_small_run
 
 # MLflow and its database layer warn about themselves.
 pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore")]
-
-_PARAMS = {
-    "seed": 3,
-    "scorer": {"batch_size": 64, "device": "cpu"},
-    "retrieve": {"pool_size": 6},
-    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
-    "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
-    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
-    "train": {
-        "max_steps": 2,
-        "queries_per_step": 2,
-        "group_size": 4,
-        "num_region": 1,
-        "num_full": 1,
-        "warmup_steps": 0,
-        "save_steps": 1,
-    },
-    "evaluate": {"num_resamples": 100, "num_samples": 2},
-}
 
 
 class FinishedRun:
@@ -48,18 +27,15 @@ class FinishedRun:
         self.root = root
         self.weights = "adapter_model.safetensors" if lora else "model.safetensors"
         self.workspace = Workspace.at(root)
-        world = build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=12)
-        materialise(world, self.workspace.data_dir)
-        sections: dict[str, Any] = {
-            **_PARAMS,
-            "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},  # type: ignore[dict-item]
-            "policy": {**_PARAMS["policy"], "path": str(policy_dir), "lora": lora},  # type: ignore[dict-item]
+        write_small_run(
+            root,
+            scorer_dir,
+            policy_dir,
+            policy={"lora": lora},
             # The second scorer is the first one again: it must find what the first one found.
-            "evaluate": {**_PARAMS["evaluate"], "transfer_scorer": str(scorer_dir)},  # type: ignore[dict-item]
-        }
-        params_path = root / "params.yaml"
-        params_path.write_text(yaml.safe_dump(sections))
-        self.figures = {stage: run_stage(stage, params_path, root) for stage in STAGES}
+            evaluate={"num_samples": 2, "transfer_scorer": str(scorer_dir)},
+        )
+        self.figures = {stage: run_stage(stage, root / "params.yaml", root) for stage in STAGES}
 
 
 @pytest.fixture(scope="module", params=[None, {"rank": 2}], ids=["full", "lora"])

@@ -11,39 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from flows.environment import child_environment
-from pipeline.config import Params
-from pipeline.demo.materialise import materialise
-from pipeline.demo.world import build_world
 from pipeline.stages import STAGES
+from tests.small_run import write_small_run
 
 pytestmark = [pytest.mark.smoke, pytest.mark.timeout(900)]
 CHECKOUT = Path(__file__).resolve().parents[2]
 DVC = str(Path(sys.executable).with_name("dvc"))
 SEED = 20
-_PARAMS: dict[str, Any] = {
-    "seed": 3,
-    "scorer": {"batch_size": 64, "device": "cpu"},
-    "retrieve": {"pool_size": 6},
-    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
-    "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
-    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
-    "train": {
-        "max_steps": 12,
-        "queries_per_step": 2,
-        "group_size": 4,
-        "num_region": 1,
-        "num_full": 1,
-        "warmup_steps": 0,
-        "save_steps": 2,
-    },
-    "evaluate": {"num_resamples": 100},
-}
 
 
 class Checkout:
@@ -55,13 +34,7 @@ class Checkout:
         for name in ("dvc.yaml", ".dvcignore"):
             shutil.copy(CHECKOUT / name, root / name)
         shutil.copytree(CHECKOUT / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-        materialise(build_world(seed=5, num_entities=24, num_train=24, num_val=8, num_test=12), root / "data")
-        sections = _PARAMS | {
-            "scorer": {**_PARAMS["scorer"], "path": str(scorer_dir)},
-            "policy": {**_PARAMS["policy"], "path": str(policy_dir)},
-        }
-        params = Params.model_validate(sections).model_dump(mode="json", by_alias=True)
-        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        write_small_run(root, scorer_dir, policy_dir, train={"max_steps": 12, "save_steps": 2})
         self._env = child_environment(OMP_NUM_THREADS="1")
         for name in ("MLFLOW_TRACKING_URI", "REGION_R1_PARENT_RUN_ID"):
             self._env.pop(name, None)
