@@ -1,7 +1,7 @@
 """Memory and speed of prepare on knowledge bases of published shape and size.
 
 `python -m benchmarks.sources` writes an E-VQA knowledge base (one JSON object) and a Wiki6M file (gz) with a million
-entries each, runs prepare on either in a process of its own, prints peak resident memory and time as JSON, and
+entries each, runs prepare on either in a process of its own, prints peak resident memory and speed, by the clock and by CPU time, as JSON, and
 removes the files. Above 1.5 GB the exit code is 1.
 """
 
@@ -59,15 +59,16 @@ def _measure(source: str, root: Path) -> dict[str, Any]:
 
 def _prepare(source: str, root: Path) -> dict[str, Any]:
     params = Params.model_validate({"data": {"source": source}})
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     figures = prepare.run(params, Workspace.at(root), null_run())
-    seconds = time.monotonic() - started
+    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     return {
         "num_documents": figures["num_documents"],
         "num_queries": figures["num_queries"],
         "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
         "seconds": round(seconds, 1),
         "entries_per_s": round(figures["num_documents"] / seconds),
+        "entries_per_cpu_s": round(figures["num_documents"] / cpu_seconds),
     }
 
 

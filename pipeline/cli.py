@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipeline.config import DataParams, Params, SourceName, load_params
 from pipeline.environment import prepare_process
-from pipeline.errors import ConfigError, RegionR1Error, StageError
+from pipeline.errors import ConfigError, RegionR1Error, StageError, write_on_one_line
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
@@ -41,7 +41,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except RegionR1Error as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {write_on_one_line(error)}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from pipeline.errors import RegionR1Error
+from pipeline.errors import RegionR1Error, write_on_one_line
 
 TELEMETRY_OFF: Final = {
     "DO_NOT_TRACK": "true",  # MLflow takes no other spelling
@@ -47,7 +47,7 @@ def run_to_exit_code(work: Callable[[], object]) -> int:
     try:
         work()
     except RegionR1Error as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {write_on_one_line(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -46,3 +46,13 @@ class DataError(RegionR1Error):
         self.row = row
         where = "" if path is None else f"{path}: " if row is None else f"{path}, row {row}: "
         super().__init__(f"{where}{reason}")
+
+
+def write_on_one_line(text: object) -> str:
+    """Return a text as one line that a terminal can show: what cannot be printed is escaped.
+
+    >>> write_on_one_line("two\\nlines,\\x00 and \\x1b[31m")
+    'two lines,\\\\x00 and \\\\x1b[31m'
+    """
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)

@@ -421,9 +421,11 @@ def load_results(path: Path) -> list[QueryResult]:
 
 def save_ids(path: Path, ids: Iterable[str]) -> None:
     """Write one column `id`: the order of the rows of a vector file that lies beside it."""
-    table = pa.table({"id": pa.array(list(ids), pa.string())}, schema=pa.schema([_text("id")]))
-    with _replace_file(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    schema = pa.schema([_text("id")])
+    rest = iter(ids)
+    with _replace_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        while batch := list(islice(rest, _BATCH_ROWS)):
+            writer.write_table(pa.table({"id": pa.array(batch, pa.string())}, schema=schema))
 
 
 def load_ids(path: Path, *, stage: str) -> list[str]:

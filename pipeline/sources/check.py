@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import DataParams
-from pipeline.errors import DataError
+from pipeline.errors import DataError, write_on_one_line
 from pipeline.sources import QueryCandidate, Source, open_source
 from pipeline.sources.judgement import check_rates, find_query_fault, judge
 from pipeline.sources.pictures import ImageCensus
@@ -66,11 +66,13 @@ def _check_file(params: DataParams, path: Path) -> tuple[dict[str, Any], list[st
             rejects.append(fault)
     findings = _describe(params, path, source, queries, kept, rejects)
     findings["num_rows"] = len(rows)
-    findings["num_rejected"] = num_rejected = len(rejects) - findings["num_dropped"]
+    counted = [reject for reject in rejects if reject.reason not in source.protocol_reasons]
+    findings["num_rejected"] = len(counted)
     refusal = None if kept else DataError("no query is left", path=path)
-    if num_rejected > params.max_reject_rate * len(rows):
-        said = f"{num_rejected} of {len(rows)} rows are rejected, more than data.max_reject_rate allows"
-        refusal = DataError(f"{said}; first: {rejects[0].source_id} {rejects[0].reason}", path=path)
+    if len(counted) > params.max_reject_rate * len(rows):
+        said = f"{len(counted)} of {len(rows)} rows are rejected, more than data.max_reject_rate allows"
+        first = f"{counted[0].source_id} {counted[0].reason}: {write_on_one_line(counted[0].detail)[:120]}"
+        refusal = DataError(f"{said}; first: {first}", path=path)
     return findings, _list_needed(source.census), refusal
 
 
@@ -99,7 +101,7 @@ def _describe(
         "images": _count_images(source, queries),
         "rejects_by_reason": dict(sorted(Counter(row.reason for row in rejects).items())),
         "rejects": [
-            {"source_id": row.source_id, "reason": row.reason, "detail": row.detail}
+            {"source_id": row.source_id, "reason": row.reason, "detail": write_on_one_line(row.detail)}
             for row in rejects[:MAX_REJECTS_SHOWN]
         ],
     }

@@ -106,7 +106,9 @@ class InfoseekSource:
             row = parse_row(f"{path.name}:{number}", line, _Entity)
             if isinstance(row, Reject):
                 raise DataError(row.detail, path=path, row=number)
-            entities[row.data_id] = row.entity_id
+            if entities.setdefault(row.data_id, row.entity_id) != row.entity_id:
+                said = f"gives {row.data_id} the entity {row.entity_id}, an earlier row {entities[row.data_id]}"
+                raise DataError(said, path=path, row=number)
         return entities
 
     def _to_query(

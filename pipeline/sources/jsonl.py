@@ -16,8 +16,8 @@ from pipeline.types import Reject, Split
 DOCUMENTS_FILE = "documents.jsonl"
 QUERIES_FILE = "queries.jsonl"
 
-# No white space: ids are columns of TREC run files.
-Identifier = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
+# No white space and no control character: ids are columns of TREC run files.
+Identifier = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s\x00-\x1f\x7f-\x9f]+$")]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 

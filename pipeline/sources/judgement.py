@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.config import DataParams
-from pipeline.errors import DataError
+from pipeline.errors import DataError, write_on_one_line
 from pipeline.images import ImageFacts
 from pipeline.progress import Advance, track
 from pipeline.sources import DocumentCandidate, QueryCandidate, Source
@@ -39,7 +39,7 @@ class Judgement:
         num_image_queries: query rows that ask for a picture, whether their id has a file name or not.
         num_dropped: rows that the published protocol leaves out.
         num_missing_images: queries of a published source that lack their picture.
-        num_rejected: all other rows left out or cut short.
+        counted_rejects: those of `rejects` that `data.max_reject_rate` counts: all others.
     """
 
     ledger: DocumentLedger
@@ -51,12 +51,17 @@ class Judgement:
     num_image_queries: int
     num_dropped: int
     num_missing_images: int
-    num_rejected: int
+    counted_rejects: Sequence[Reject]
 
     @property
     def num_rows(self) -> int:
         """Raw rows, documents and queries."""
         return self.ledger.num_rows + self.num_query_rows
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows left out or cut short, those that the protocol drops or that lack their picture apart."""
+        return len({reject.source_id for reject in self.counted_rejects})
 
     @property
     def reject_rate(self) -> float:
@@ -96,6 +101,7 @@ def judge(
     rejects = _in_file_order([*rejects, *misshapen, *rejected])
     dropped = {reject.source_id for reject in rejects if reject.reason in source.protocol_reasons}
     missing = {reject.source_id for reject in rejects if source.census and reject.reason == "image_missing"}
+    apart = dropped | missing
     return Judgement(
         ledger=ledger,
         queries=queries,
@@ -106,7 +112,7 @@ def judge(
         num_image_queries=len(queries) + sum(reject.reason == "image_missing" for reject in misshapen),
         num_dropped=len(dropped),
         num_missing_images=len(missing),
-        num_rejected=len({reject.source_id for reject in rejects} - dropped - missing),
+        counted_rejects=[reject for reject in rejects if reject.source_id not in apart],
     )
 
 
@@ -120,8 +126,8 @@ def check_rates(judgement: Judgement, params: DataParams, where: Path) -> None:
     if rejected > params.max_reject_rate * judgement.num_rows:
         raise DataError(
             f"{rejected} of {judgement.num_rows} rows are rejected ({judgement.reject_rate:.2%}), more than "
-            f"data.max_reject_rate = {params.max_reject_rate:g} allows ({count_reasons(judgement.rejects)}); "
-            f"first: {_name_first(judgement.rejects)}",
+            f"data.max_reject_rate = {params.max_reject_rate:g} allows ({count_reasons(judgement.counted_rejects)}); "
+            f"first: {_name_first(judgement.counted_rejects)}",
             path=where,
         )
     if judgement.missing_image_rate > params.max_missing_image_rate:
@@ -245,6 +251,8 @@ def find_query_fault(query: QueryCandidate, first_row: str) -> Reject | None:
         return _reject(query.source_id, "duplicate_id", detail)
     if not query.question.strip():
         return _reject(query.source_id, "empty_question", "question is blank")
+    if (place := query.question.find("\0")) >= 0:
+        return _reject(query.source_id, "invalid_row", f"question holds a NUL character at place {place + 1}")
     if query.target_box is not None:
         try:
             Box(*query.target_box)
@@ -270,7 +278,7 @@ def _reject(source_id: str, reason: str, detail: str) -> Reject:
 
 
 def _shortened(reject: Reject) -> Reject:
-    detail = " ".join(reject.detail.split())
+    detail = write_on_one_line(reject.detail)
     return replace(reject, detail=detail if len(detail) <= MAX_DETAIL_CHARS else detail[: MAX_DETAIL_CHARS - 1] + "…")
 
 

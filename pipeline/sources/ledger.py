@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from itertools import repeat
+
+from pipeline.sources.ids import IdList
 
 
 class DocumentLedger:
@@ -19,13 +23,12 @@ class DocumentLedger:
 
     def __init__(self) -> None:
         self.num_rows = 0
-        self.doc_ids: list[str] = []
+        self.doc_ids = IdList()
         self.rows = array("q")
         self.images_decode = bytearray()
         self.image_or_text = bytearray()
         self.kept = bytearray()
         self.file = ""
-        self._first_line: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -33,7 +36,6 @@ class DocumentLedger:
     def add(self, source_id: str, doc_id: str, *, images_decode: bool, image_or_text: bool) -> None:
         """Add a row, not kept yet; `source_id` is FILE:ROW, with the same file for all rows."""
         self.file, _, row = source_id.rpartition(":")
-        self._first_line.setdefault(doc_id, len(self.doc_ids))
         self.doc_ids.append(doc_id)
         self.rows.append(int(row))
         self.images_decode.append(images_decode)
@@ -42,22 +44,23 @@ class DocumentLedger:
 
     def find_earlier_row(self, doc_id: str) -> str | None:
         """Return FILE:ROW of the first row with this id, None if there is none."""
-        line = self._first_line.get(doc_id)
+        line = self.doc_ids.find_first(doc_id)
         return None if line is None else f"{self.file}:{self.rows[line]}"
 
     def is_known(self, doc_id: str) -> bool:
         """Whether any row has this id."""
-        return doc_id in self._first_line
+        return self.doc_ids.find_first(doc_id) is not None
 
     def is_kept(self, doc_id: str) -> bool:
         """Whether the document with this id was kept; of equal ids only the first can be."""
-        line = self._first_line.get(doc_id)
+        line = self.doc_ids.find_first(doc_id)
         return line is not None and bool(self.kept[line])
 
-    def list_by_row(self) -> list[str]:
-        """Return the kept document's id for each raw row from 1 on; empty where the row was not kept."""
-        by_row = [""] * max(self.num_rows, self.rows[-1] if self.rows else 0)
-        for row, doc_id, kept in zip(self.rows, self.doc_ids, self.kept, strict=True):
-            if kept:
-                by_row[row - 1] = doc_id
-        return by_row
+    def list_by_row(self) -> Iterator[str]:
+        """Yield the kept document's id for each raw row from 1 on; empty where the row was not kept."""
+        num_listed = 0
+        for line, row in enumerate(self.rows):
+            yield from repeat("", row - 1 - num_listed)
+            yield self.doc_ids[line] if self.kept[line] else ""
+            num_listed = row
+        yield from repeat("", self.num_rows - num_listed)

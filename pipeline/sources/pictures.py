@@ -126,10 +126,7 @@ class PictureFinder:
 
     def find_encyclopedia_picture(self, url: str) -> tuple[str, ...]:
         """Return the file of a picture of an encyclopedia entry, or nothing where there is none."""
-        parts = urlsplit(url)
-        raw = f"knowledge_base/{parts.netloc}{parts.path}"
-        candidates = [name for name in dict.fromkeys((unquote(raw), raw)) if _is_safe(name)] if parts.netloc else []
-        return self._find_document_picture("knowledge_base", candidates)
+        return self._find_document_picture("knowledge_base", _name_encyclopedia_picture(url))
 
     def _find_document_picture(self, dataset: str, candidates: list[str]) -> tuple[str, ...]:
         folder = str(self._images_dir / dataset) if dataset == "knowledge_base" else str(self._images_dir)
@@ -157,6 +154,15 @@ class PictureFinder:
 
     def _is_file(self, path: str) -> bool:
         return self._data_dir is not None and (self._data_dir / path).is_file()
+
+
+def _name_encyclopedia_picture(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL, so a picture without a file
+        return []
+    raw = f"knowledge_base/{parts.netloc}{parts.path}"
+    return [name for name in dict.fromkeys((unquote(raw), raw)) if _is_safe(name)] if parts.netloc else []
 
 
 def _is_safe(name: str) -> bool:

@@ -6,13 +6,17 @@ is not UTF-8 is told apart from its neighbours; a file that ends early or is no 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import itertools
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -21,9 +25,31 @@ import ijson
 from pipeline.errors import DataError
 
 READ_BYTES: Final = 1 << 18
+MAX_LINE_BYTES: Final = 1 << 26
+"""No published line comes near; a file without line breaks must not fill the memory."""
+MAX_DEPTH: Final = 32
+"""Nesting of one entry; published ones have 3."""
+_JSON_KINDS: Final = {"start_array": "a list", "string": "a text", "null": "null", "boolean": "a truth value"}
 
 # What truncated or foreign gz and zip files raise while they are read.
 _PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """Open a UTF-8 file as `open_packed` does, after its byte order mark if it has one.
+
+    Raises:
+        DataError: it is UTF-16, or as for `open_packed`.
+    """
+    with open_packed(path) as file:
+        # Plain, gz and zip members can all peek, though their common type does not say so.
+        start: bytes = cast("Any", file).peek(len(codecs.BOM_UTF8))
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError("is UTF-16; it must be UTF-8", path=path)
+        if start.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        yield file
 
 
 @contextmanager
@@ -65,11 +91,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield number and bytes of each line that is not blank.
 
     Raises:
-        DataError: the file is missing, damaged, cut short or empty.
+        DataError: the file is missing, damaged, cut short or empty, or a line is longer than any published one.
     """
     num_rows = 0
-    with open_packed(path) as file:
-        for number, line in enumerate(file, start=1):
+    with open_text(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), start=1):
+            if len(line) == MAX_LINE_BYTES:
+                said = f"is longer than {MAX_LINE_BYTES >> 20} MiB; there must be one JSON object a line"
+                raise DataError(said, path=path, row=number)
             if line.strip():
                 num_rows += 1
                 yield number, line
@@ -88,9 +117,9 @@ def read_csv_records(path: Path, required: Sequence[str]) -> Iterator[tuple[int,
         DataError: the file is missing, has no header or other columns, or its quoting is broken.
     """
     row = 1
-    with open_packed(path) as file:
+    with open_text(path) as file:
         # Bytes that are not UTF-8 stay recognisable, so that they cost one row and not the file.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         records = csv.reader(text, strict=True)
         try:
             header = next(records, None)
@@ -111,22 +140,64 @@ def read_json_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yield number, key and value of each entry of one JSON object, without ever holding the object.
 
     Raises:
-        DataError: the file is missing, cut short, not UTF-8 or no JSON object; the row is the last sound one.
+        DataError: the file is missing, cut short, not UTF-8 or no JSON object.
     """
     number = 0
-    with open_packed(path) as file:
+    with open_text(path) as file:
         try:
-            for key, value in ijson.kvitems(file, "", use_float=True, buf_size=READ_BYTES):
+            events = ijson.basic_parse(file, use_float=True, buf_size=READ_BYTES)
+            kind, _ = next(events)
+            if kind != "start_map":
+                raise DataError(f"must be one JSON object, is {_JSON_KINDS.get(kind, 'a number')}", path=path)
+            for _, key in itertools.takewhile(lambda event: event[0] != "end_map", events):
+                value = _build_value(events, path, number + 1)
                 number += 1
                 yield number, key, value
+            # Read on to the end of the file: nothing may follow the object.
+            deque(events, maxlen=0)
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            said = " ".join(str(error).split())[:160]
-            raise DataError(f"is no whole JSON object: after {number} entries: {said}", path=path) from error
+            raise DataError(f"is no whole JSON object: after {number} entries: {_describe(error)}", path=path) from error
     if number == 0:
         raise DataError("holds no entries", path=path)
 
 
+def _build_value(events: Iterator[tuple[str, Any]], path: Path, number: int) -> Any:  # noqa: ANN401 - JSON
+    """Return the value that begins with the next event; nesting is bounded, as ijson's own builder is not."""
+    containers: list[Any] = []
+    keys: list[str] = []
+    for kind, value in events:
+        if kind == "map_key":
+            keys[-1] = value
+            continue
+        if kind in ("start_map", "start_array"):
+            if len(containers) == MAX_DEPTH:
+                raise DataError(f"is nested deeper than {MAX_DEPTH} levels", path=path, row=number)
+            containers.append({} if kind == "start_map" else [])
+            keys.append("")
+            continue
+        done = value
+        if kind in ("end_map", "end_array"):
+            done = containers.pop()
+            keys.pop()
+        if not containers:
+            return done
+        if isinstance(containers[-1], list):
+            containers[-1].append(done)
+        else:
+            containers[-1][keys[-1]] = done
+    raise AssertionError("the parser stops only after a whole value")
+
+
+def _describe(error: ValueError) -> str:
+    """Return what the parser said; it gives bytes where the text is not UTF-8."""
+    said = error.args[0] if error.args else error
+    text = said.decode("utf-8", "backslashreplace") if isinstance(said, bytes) else str(said)
+    return " ".join(text.partition("(right here)")[0].split())[:160]
+
+
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    if not any(cell.strip() for cell in header):
+        raise DataError("is blank; the names of the columns must stand there", path=path, row=1)
     missing = [name for name in required if name not in header]
     if missing:
         has = ", ".join(header)[:200]

@@ -77,6 +77,7 @@ def _check(
         suites = {
             "documents": (
                 _document_frame(ledger, kept=kept),
+                f"{ledger.file}:",
                 [
                     ExpectColumnValuesToBeUnique(column="doc_id"),
                     holds("images_decode"),
@@ -85,6 +86,7 @@ def _check(
             ),
             "queries": (
                 _query_frame(queries, images),
+                "",
                 [
                     ExpectColumnValuesToBeUnique(column="query_id"),
                     ExpectColumnValuesToMatchRegex(column="question", regex=r"\S"),
@@ -96,6 +98,7 @@ def _check(
             ),
             "qrels": (
                 _qrel_frame(ledger, queries, kept=kept),
+                "",
                 [ExpectColumnValuesToBeUnique(column="pair"), holds("document_exists")],
             ),
         }
@@ -103,22 +106,22 @@ def _check(
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         source = context.data_sources.add_pandas("tables")
         results: list[dict[str, Any]] = []
-        for name, (frame, expectations) in suites.items():
+        for name, (frame, file, expectations) in suites.items():
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
             outcome: Any = batch.get_batch({"dataframe": frame}).validate(
                 gx.ExpectationSuite(name=name, expectations=expectations),
                 result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["source_id"]},
             )
-            results += [_summarise(name, len(frame), entry) for entry in outcome.to_json_dict()["results"]]
+            results += [_summarise(name, file, len(frame), entry) for entry in outcome.to_json_dict()["results"]]
     return results
 
 
-def _summarise(table: str, num_rows: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _summarise(table: str, file: str, num_rows: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     config, result = entry["expectation_config"], entry["result"]
     name = f"{config['type']}({config['kwargs']['column']})"
     if num_rows and "unexpected_count" not in result:
         raise RuntimeError(f"{table}: {name} could not be evaluated: {entry['exception_info']}")
-    rows = [row["source_id"] for row in result.get("unexpected_index_list") or []]
+    rows = [f"{file}{row['source_id']}" for row in result.get("unexpected_index_list") or []]
     return {
         "table": table,
         "expectation": name,
@@ -135,9 +138,9 @@ def _document_frame(ledger: DocumentLedger, *, kept: bool) -> pd.DataFrame:
 
     frame = pd.DataFrame(
         {
-            # Columns of Arrow strings: millions of rows would not fit as Python's.
-            "source_id": f"{ledger.file}:" + pd.Series(np.array(ledger.rows)).astype("str"),
-            "doc_id": pd.Series(ledger.doc_ids, dtype="str"),
+            # Row numbers and a number for each different id: millions of texts would not fit.
+            "source_id": np.array(ledger.rows, dtype=np.int64),
+            "doc_id": ledger.doc_ids.to_arrow().dictionary_encode().indices.to_numpy(),
             "images_decode": np.array(ledger.images_decode, dtype=bool),
             "image_or_text": np.array(ledger.image_or_text, dtype=bool),
         }

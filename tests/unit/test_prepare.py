@@ -183,7 +183,7 @@ def test_witness_stops_tables_that_break_a_promise():
         num_image_queries=1,
         num_dropped=0,
         num_missing_images=0,
-        num_rejected=0,
+        counted_rejects=[],
     )
     report = validate_tables(sound)
     assert report["success"] is False

@@ -259,7 +259,9 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
     ("content", "said"),
     [
         (b"", "after 0 entries"),
-        (b"[]", "holds no entries"),
+        (b"[]", "must be one JSON object, is a list"),
+        (b"7", "must be one JSON object, is a number"),
+        (b"{}", "holds no entries"),
         (json.dumps(KNOWLEDGE_BASE).encode()[:-40], "after 2 entries"),
         (b'{"a": "\xff"}', "invalid bytes in UTF8"),
         (b"no json", "no whole JSON object"),

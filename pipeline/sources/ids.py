@@ -1,0 +1,72 @@
+"""Millions of ids in little memory: their text in one buffer, and a table that finds the first place of each."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FEWEST_SLOTS: Final = 1 << 10
+_EMPTY: Final = -1
+
+
+class IdList:
+    """Ids in the order in which they came; ids can repeat.
+
+    Exact, not by hash alone: the table (open addressing, at most half full) only says where to look. An id takes its
+    bytes and some 16 more, where a list and a dict of str take over 200.
+    """
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        self._slots = array("i", [_EMPTY]) * _FEWEST_SLOTS
+        self._num_different = 0
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, place: int) -> str:
+        return self._read(place).decode("utf-8")
+
+    def append(self, value: str) -> None:
+        """Add an id behind the last one."""
+        raw = value.encode("utf-8")
+        slot = self._find_slot(raw)
+        if self._slots[slot] == _EMPTY:
+            self._slots[slot] = len(self)
+            self._num_different += 1
+        self._text += raw
+        self._ends.append(len(self._text))
+        if 2 * self._num_different > len(self._slots):
+            self._grow()
+
+    def find_first(self, value: str) -> int | None:
+        """Return the place of the first equal id, None if there is none."""
+        place = self._slots[self._find_slot(value.encode("utf-8"))]
+        return None if place == _EMPTY else place
+
+    def to_arrow(self) -> pa.LargeStringArray:
+        """Return the ids as an Arrow array on the same memory; no id can be added while it lives."""
+        import pyarrow as pa
+
+        return pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
+
+    def _read(self, place: int) -> bytes:
+        return bytes(self._text[self._ends[place] : self._ends[place + 1]])
+
+    def _find_slot(self, raw: bytes) -> int:
+        """Return the slot that holds this id's first place, or the empty one that is to hold it."""
+        mask = len(self._slots) - 1
+        slot = hash(raw) & mask
+        while (place := self._slots[slot]) != _EMPTY and self._read(place) != raw:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        firsts = [place for place in self._slots if place != _EMPTY]
+        self._slots = array("i", [_EMPTY]) * (2 * len(self._slots))
+        for place in firsts:
+            self._slots[self._find_slot(self._read(place))] = place
