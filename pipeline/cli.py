@@ -265,6 +265,7 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
         },
         **{name: report[name] for name in ("num_queries", "num_with_positive", "params_sha256", "data_md5")},
         "behaviour": report["behaviour"],
+        "infoseek": report.get("infoseek", {}),
     }
 
 
@@ -317,6 +318,11 @@ def _print_results(workspace: Workspace, *, as_json: bool) -> None:
         a, b = (figures.METHOD_LABELS[method] for method in pair.split("_minus_"))
         said = figures.format_difference(values["cond_recall_at_1"], "share")
         console.print(f"{a} against {b}, CondR@1: {said}", highlight=False)
+    for method, scores in report.get("infoseek", {}).items():
+        said = figures.format_mean(scores["cond_recall_at_1"]["harmonic_mean"], "share")
+        span = figures.format_range(scores["cond_recall_at_1"]["harmonic_mean"], "share")
+        line = f"InfoSeek, harmonic mean of CondR@1 over both splits, {figures.METHOD_LABELS[method]}: {said}"
+        console.print(f"{line} ({span})" if span else line, highlight=False)
     console.print(f"[dim]report: {workspace.evaluation_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -7,11 +7,15 @@ retrieval, Smucker, Allan and Carterette, 2007).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.core.metrics import compute_harmonic_mean
+
+F64 = npt.NDArray[np.float64]
 
 _CHUNK_CELLS = 2_000_000
 
@@ -54,7 +58,7 @@ def bootstrap_ratio(
         ValueError: an argument is out of range, the denominator sums to 0, or it does in every resample.
     """
     columns_QC = _stack(numerator_Q, denominator_Q)
-    return _bootstrap(columns_QC, num_resamples=num_resamples, confidence=confidence, seed=seed)
+    return _bootstrap(columns_QC, _take_first, num_resamples=num_resamples, confidence=confidence, seed=seed)
 
 
 def bootstrap_ratio_difference(
@@ -82,7 +86,29 @@ def bootstrap_ratio_difference(
         ValueError: as for `bootstrap_ratio`.
     """
     columns_QC = _stack(numerator_a_Q, denominator_a_Q, numerator_b_Q, denominator_b_Q)
-    return _bootstrap(columns_QC, num_resamples=num_resamples, confidence=confidence, seed=seed)
+    return _bootstrap(columns_QC, _subtract, num_resamples=num_resamples, confidence=confidence, seed=seed)
+
+
+def bootstrap_harmonic_mean(
+    rates_Q: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """Return the harmonic mean of several rates over the same queries, such as InfoSeek's score over its two splits.
+
+    Args:
+        rates_Q: numerator and denominator of each rate, as in `bootstrap_ratio`; no rate above 1.
+        num_resamples: draws of Q queries with replacement, at least 1; one that empties a denominator is left out.
+        confidence: share of the resamples inside the interval, in (0, 1).
+        seed: fixes the draws; the same as for `bootstrap_ratio` gives the same resamples.
+
+    Raises:
+        ValueError: as for `bootstrap_ratio`, or a rate lies outside [0, 1].
+    """
+    columns_QC = _stack(*(column for rate in rates_Q for column in rate))
+    return _bootstrap(columns_QC, _average, num_resamples=num_resamples, confidence=confidence, seed=seed)
 
 
 def bootstrap_seeds(
@@ -190,7 +216,10 @@ def _bootstrap_seeds(
     return Interval(mean=mean, low=float(low), high=float(high), num_ignored=int(num_resamples - len(usable_RC)))
 
 
-def _bootstrap(columns_QC: npt.NDArray[np.float64], *, num_resamples: int, confidence: float, seed: int) -> Interval:
+def _bootstrap(
+    columns_QC: F64, combine: Callable[[F64], F64], *, num_resamples: int, confidence: float, seed: int
+) -> Interval:
+    """Return a figure and its interval; `combine` makes it of the ratios of each resample, (R, ratios) -> (R,)."""
     _check_draws(num_resamples, confidence)
     if (columns_QC[:, 1::2] < 0.0).any():
         raise ValueError("a denominator is negative")
@@ -201,9 +230,10 @@ def _bootstrap(columns_QC: npt.NDArray[np.float64], *, num_resamples: int, confi
     usable_R = (sums_RC[:, 1::2] > 0.0).all(axis=1)
     if not usable_R.any():
         raise ValueError("the denominator sums to 0 in every resample")
-    low, high = np.quantile(_compute_figure(sums_RC[usable_R]), [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    figure_R = combine(_divide(sums_RC[usable_R]))
+    low, high = np.quantile(figure_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Interval(
-        mean=float(_compute_figure(sums_1C)[0]),
+        mean=float(combine(_divide(sums_1C))[0]),
         low=float(low),
         high=float(high),
         num_ignored=int(num_resamples - usable_R.sum()),
@@ -223,10 +253,22 @@ def _resample_sums(
         yield counts_RQ.astype(np.float64) @ columns_QC
 
 
-def _compute_figure(sums_RC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    ratios = sums_RC[:, 0::2] / sums_RC[:, 1::2]
-    figure: npt.NDArray[np.float64] = ratios[:, 0] if ratios.shape[1] == 1 else ratios[:, 0] - ratios[:, 1]
-    return figure
+def _divide(sums_RC: F64) -> F64:
+    ratios: F64 = sums_RC[:, 0::2] / sums_RC[:, 1::2]
+    return ratios
+
+
+def _take_first(ratios_R1: F64) -> F64:
+    return ratios_R1[:, 0]
+
+
+def _subtract(ratios_R2: F64) -> F64:
+    difference_R: F64 = ratios_R2[:, 0] - ratios_R2[:, 1]
+    return difference_R
+
+
+def _average(ratios_RS: F64) -> F64:
+    return np.array([compute_harmonic_mean(ratios_S) for ratios_S in ratios_RS])
 
 
 def _chunk(num_resamples: int, num_queries: int) -> Iterator[int]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pipeline.config import EvaluateParams
 from pipeline.core.significance import (
     Interval,
+    bootstrap_harmonic_mean,
     bootstrap_ratio,
     bootstrap_ratio_difference,
     randomisation_test,
@@ -26,6 +27,10 @@ from pipeline.types import Pool, Query, QueryResult
 
 F64 = npt.NDArray[np.float64]
 RECALL_DEPTHS = (1, 5, 10, 20)
+# InfoSeek's own score is the harmonic mean over these two (Chen et al., 2023); the source tags queries so.
+SPLIT_TAG = "split"
+INFOSEEK_SPLITS = ("unseen_question", "unseen_entity")
+INFOSEEK_METRICS = ("cond_recall_at_1", "recall_at_1")
 PAIRS = (("rgrpo", "full"), ("rgrpo", "sft"))
 METRICS = (
     "mrr",
@@ -60,6 +65,19 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SplitScore:
+    """A figure on each of InfoSeek's two splits, and InfoSeek's score: their harmonic mean.
+
+    Attributes:
+        by_split: split -> share.
+        harmonic_mean: None where a split has no value.
+    """
+
+    by_split: Mapping[str, Share]
+    harmonic_mean: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
     """All figures of one evaluation.
 
@@ -71,6 +89,7 @@ class EvalReport:
         paired: `a_minus_b` -> metric -> difference.
         behaviour: how the trained policy decides; `evaluation/behaviour.py` says what lies in it.
         breakdown: tag -> value -> method -> metric -> share.
+        infoseek: method -> metric -> score over InfoSeek's splits; empty unless both have test queries.
     """
 
     num_queries: int
@@ -80,6 +99,7 @@ class EvalReport:
     paired: Mapping[str, Mapping[str, Difference | None]]
     behaviour: Mapping[str, Any]
     breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
+    infoseek: Mapping[str, Mapping[str, SplitScore]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; the provenance lies at the top level."""
@@ -176,6 +196,7 @@ def compute_report(
         paired={f"{a}_minus_{b}": _compare(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
         behaviour=behaviour,
         breakdown=_break_down(table, queries, methods, sure),
+        infoseek=_score_infoseek(table, queries, methods, sure),
     )
 
 
@@ -204,6 +225,14 @@ class Bootstrap:
             num_resamples=self._num_resamples,
             confidence=self._confidence,
             seed=self._seed,
+        )
+
+    def harmonic_mean(self, rates_Q: Sequence[tuple[F64, F64]]) -> Interval | None:
+        """Return the harmonic mean of several ratios of sums, or None where a denominator is empty."""
+        if any(denominator_Q.sum() == 0 for _, denominator_Q in rates_Q):
+            return None
+        return bootstrap_harmonic_mean(
+            rates_Q, num_resamples=self._num_resamples, confidence=self._confidence, seed=self._seed
         )
 
     def difference(self, a_Q: F64, b_Q: F64, denominator_Q: F64) -> Difference | None:
@@ -244,9 +273,36 @@ def _break_down(
 
 
 def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:
-    shares = {}
-    for metric in ("cond_recall_at_1", "rc_rate"):
-        numerator_Q, denominator_Q = table.compute_terms(method, metric)
-        value = sure.interval(numerator_Q * member, denominator_Q * member)
-        shares[metric] = Share(num_queries=int((denominator_Q * member).sum()), value=value)
-    return shares
+    return {
+        metric: _measure_share(*_terms_of(table, method, metric, member), sure)
+        for metric in ("cond_recall_at_1", "rc_rate")
+    }
+
+
+def _score_infoseek(
+    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: Bootstrap
+) -> dict[str, dict[str, SplitScore]]:
+    members = {
+        split: np.array([query.tags.get(SPLIT_TAG) == split for query in queries], dtype=np.float64)
+        for split in INFOSEEK_SPLITS
+    }
+    if not all(member.any() for member in members.values()):
+        return {}
+    tree: dict[str, dict[str, SplitScore]] = {}
+    for method in methods:
+        for metric in INFOSEEK_METRICS:
+            terms = {split: _terms_of(table, method, metric, member) for split, member in members.items()}
+            tree.setdefault(method, {})[metric] = SplitScore(
+                by_split={split: _measure_share(*term, sure) for split, term in terms.items()},
+                harmonic_mean=sure.harmonic_mean(list(terms.values())),
+            )
+    return tree
+
+
+def _terms_of(table: ResultTable, method: str, metric: str, member: F64) -> tuple[F64, F64]:
+    numerator_Q, denominator_Q = table.compute_terms(method, metric)
+    return numerator_Q * member, denominator_Q * member
+
+
+def _measure_share(numerator_Q: F64, denominator_Q: F64, sure: Bootstrap) -> Share:
+    return Share(num_queries=int(denominator_Q.sum()), value=sure.interval(numerator_Q, denominator_Q))

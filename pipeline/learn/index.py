@@ -97,6 +97,18 @@ class DocumentIndex(DocumentVectors):
         super().__init__(vectors_ND, doc_ids)
         self._folder = folder
         self.documents_sha256: str = meta["documents_sha256"]
+        self._table_sha256: str | None = meta.get("table_sha256")
+
+    def check_table(self, documents_path: Path) -> None:
+        """Refuse a table of documents that prepare has written since.
+
+        Raises:
+            StageError: it has, or has not run.
+        """
+        if not documents_path.is_file():
+            raise StageError(f"{documents_path} is missing; run prepare first")
+        if hash_file(documents_path) != self._table_sha256:
+            raise StageError(f"{self._folder} was made of other documents than {documents_path} holds; run index again")
 
     def check_pool_size(self, k: int) -> None:
         """Refuse pools larger than the corpus.
@@ -143,6 +155,7 @@ def build_index(
     index_dir: Path,
     shards_dir: Path,
     *,
+    table_sha256: str,
     batch_size: int,
     advance: Advance,
     imported: ImportedPictures | None = None,
@@ -159,6 +172,7 @@ def build_index(
         pictures: where the documents' pictures lie.
         index_dir: where the index goes.
         shards_dir: scratch folder that survives a kill; nothing else may lie in it.
+        table_sha256: hash of the table that the documents come from, so that a newer table is noticed.
         batch_size: pictures that go through the encoder at once.
         advance: told how many documents are done.
         imported: picture vectors to take instead of embedding pictures.
@@ -193,6 +207,7 @@ def build_index(
         "dim": encoder.dim,
         "count": len(documents),
         "documents_sha256": _compute_key(*digests),
+        "table_sha256": table_sha256,
     }
     _write_index(index_dir, shards, [document.doc_id for document in documents], meta)
     shutil.rmtree(shards_dir)
@@ -302,11 +317,16 @@ def _compute_digest(pictures: PictureFolder | ImportedPictures, document: Docume
     if isinstance(pictures, ImportedPictures):
         contents = [hashlib.sha256(pictures.get_vectors(document.doc_id).tobytes()).hexdigest()]
     else:
-        contents = [_hash_file(pictures.root / image_path) for image_path in document.image_paths]
+        contents = [hash_file(pictures.root / image_path) for image_path in document.image_paths]
     return _compute_key(document.doc_id, document.title, document.text, *contents)
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

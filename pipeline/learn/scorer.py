@@ -103,6 +103,7 @@ class FrozenScorer:
         """
         encoder = encoder or load_encoder(params.scorer)
         index = load_index(workspace.index_dir, encoder.digest)
+        index.check_table(workspace.tables_dir / "documents.parquet")
         pools_dir = workspace.pools_dir
         check_pools_meta(pools_dir, encoder, index)
         pools = {pool.query_id: pool for pool in load_pools(pools_dir / "pools.parquet")}

@@ -45,7 +45,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """Evaluate all methods and write `evaluation_dir`.
 
     Returns:
-        The means of the methods' figures as `METHOD.METRIC`; a figure without value is left out.
+        The means of the methods' figures as `METHOD.METRIC`, and InfoSeek's harmonic means as
+        `METHOD.infoseek_METRIC` where both of its splits are there; a figure without value is left out.
 
     Raises:
         StageError: there is no test query, or a val or test query has no pool.
@@ -228,4 +229,10 @@ def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]
         for metric, interval in metrics.items()
         if interval is not None
     }
-    return counts | means
+    scores = {
+        f"{method}.infoseek_{metric}": score.harmonic_mean.mean
+        for method, metrics in report.infoseek.items()
+        for metric, score in metrics.items()
+        if score.harmonic_mean is not None
+    }
+    return counts | means | scores

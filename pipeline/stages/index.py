@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import Params
 from pipeline.learn.encoder import load_encoder
 from pipeline.learn.imported_pictures import load_imported_pictures
-from pipeline.learn.index import PictureFolder, build_index
+from pipeline.learn.index import PictureFolder, build_index, hash_file
 from pipeline.progress import track
 from pipeline.store import load_documents, load_ids
 from pipeline.tracking import StageRun
@@ -22,7 +22,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         ModelError: the encoder cannot be loaded.
         DataError: a picture cannot be read, or the imported index is damaged or not this encoder's.
     """
-    documents = load_documents(workspace.tables_dir / "documents.parquet")
+    documents_path = workspace.tables_dir / "documents.parquet"
+    documents = load_documents(documents_path)
     encoder = load_encoder(params.scorer)
     run.set_tags({"encoder_digest": encoder.digest})
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
@@ -38,6 +39,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             pictures,
             workspace.index_dir,
             workspace.checkpoints_dir / "index",
+            table_sha256=hash_file(documents_path),
             batch_size=params.scorer.batch_size,
             advance=advance,
             imported=imported,

@@ -55,6 +55,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
     encoder = load_encoder(params.scorer)
     index = load_index(workspace.index_dir, encoder.digest)
+    index.check_table(workspace.tables_dir / "documents.parquet")
     index.check_pool_size(params.retrieve.pool_size)
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     with replace_dir(workspace.pools_dir) as folder:

@@ -14,6 +14,7 @@ from pipeline.learn.index import (
     DocumentIndex,
     PictureFolder,
     build_index,
+    hash_file,
     load_index,
     score_candidates,
 )
@@ -43,6 +44,7 @@ def _build(workspace: Workspace, documents: Sequence[Document], encoder: Countin
         PictureFolder(workspace.data_dir, 10_000),
         workspace.index_dir,
         workspace.checkpoints_dir / "index",
+        table_sha256=hash_file(workspace.tables_dir / "documents.parquet"),
         batch_size=4,
         advance=lambda _: None,
         shard_size=8,
