@@ -13,11 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from pipeline.config import LoraParams
 from pipeline.errors import ModelError
-from pipeline.store import read_json, write_json
+from pipeline.learn.model_folder import check_digest, note_base
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
-_BASE: Final = "base.json"
 _ADAPTER: Final = "default"
 
 
@@ -47,12 +46,11 @@ def load_adapter(base: Any, folder: Path, base_digest: str) -> PeftModel:  # noq
     """
     if not (folder / _WEIGHTS).is_file():
         raise ModelError(f"{folder}: holds no {_WEIGHTS}")
-    if read_json(folder / _BASE).get("digest") != base_digest:
-        raise ModelError(f"{folder}: the adapter was trained on another base model than policy.path names")
+    check_digest(folder, base_digest)
     return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
 def save_adapter(model: PeftModel, folder: Path, base_digest: str) -> None:
     """Write the adapter (safetensors) and the digest of its base."""
     model.save_pretrained(str(folder), selected_adapters=[_ADAPTER], safe_serialization=True)
-    write_json(folder / _BASE, {"digest": base_digest})
+    note_base(folder, base_digest)

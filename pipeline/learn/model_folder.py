@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import ModelError
+from pipeline.store import read_json, write_json
 
 _BUILTIN_PREFIX: Final = "builtin:"
 _BUILTIN_DIR: Final = Path(__file__).resolve().parent.parent / "demo" / "models"
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+_BASE_FILE: Final = "base.json"
 _HASHED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".py"})
 
 
@@ -62,3 +64,33 @@ def compute_model_digest(path: Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def note_base(folder: Path, base_digest: str) -> None:
+    """Write down which base model the policy in a folder was trained from."""
+    write_json(folder / _BASE_FILE, {"digest": base_digest})
+
+
+def check_base(folder: Path, base: str | Path) -> None:
+    """Refuse a policy that was trained from another base model than this one; a folder without a note passes.
+
+    Args:
+        folder: of a policy, whole or an adapter.
+        base: `policy.path`.
+
+    Raises:
+        ModelError: it was, or the base is missing.
+    """
+    if (folder / _BASE_FILE).is_file():
+        check_digest(folder, compute_model_digest(resolve_model_path(base)))
+
+
+def check_digest(folder: Path, base_digest: str) -> None:
+    """Refuse a policy whose note names another base.
+
+    Raises:
+        ModelError: it does.
+        DataError: there is no note.
+    """
+    if read_json(folder / _BASE_FILE).get("digest") != base_digest:
+        raise ModelError(f"{folder}: was trained on another base model than policy.path names; run warmup again")

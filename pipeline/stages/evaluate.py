@@ -17,6 +17,7 @@ from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.selection import list_cropped
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.images import crop_view, load_upright
+from pipeline.learn.model_folder import check_base
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.transfer import load_transfer_scorer
@@ -54,8 +55,11 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
-    choices, probed = _decide_all(params, workspace, val, test)
+    for folder in (workspace.sft_dir, workspace.policy_dir):
+        check_base(folder, params.policy.path)
+    # First, because a stale index shall not show only after hours of answers.
     scorer = FrozenScorer.load(params, workspace)
+    choices, probed = _decide_all(params, workspace, val, test)
     choices["oracle"] = m.search_oracle(scorer, pools, params.search)
     by_method = {name: m.score_choices(name, choices[name], queries, pools, scorer) for name in m.METHODS}
     results = [row for rows in by_method.values() for row in rows]

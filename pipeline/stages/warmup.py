@@ -16,6 +16,7 @@ from pipeline.config import Params, RewardParams, SearchParams
 from pipeline.core.region_search import build_grid, choose_label, refine_boxes
 from pipeline.core.reward import compute_reward
 from pipeline.errors import StageError
+from pipeline.learn.model_folder import note_base
 from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
@@ -60,6 +61,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         )
     with replace_dir(workspace.sft_dir) as folder:
         policy.save(folder)
+        note_base(folder, policy.base_digest)
     save_curves(workspace.curve_path("warmup"), curve)
     losses = [point.value for point in curve if point.metric == "sft_loss"]
     crops = [label for label in labels if label.box is not None]
