@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from collections.abc import Iterator
+from typing import Final
 
 _FEWEST_SLOTS: Final = 1 << 10
 _EMPTY: Final = -1
@@ -31,6 +29,9 @@ class IdList:
     def __getitem__(self, place: int) -> str:
         return self._read(place).decode("utf-8")
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[place] for place in range(len(self)))
+
     def append(self, value: str) -> None:
         """Add an id behind the last one."""
         raw = value.encode("utf-8")
@@ -48,12 +49,6 @@ class IdList:
         place = self._slots[self._find_slot(value.encode("utf-8"))]
         return None if place == _EMPTY else place
 
-    def to_arrow(self) -> pa.LargeStringArray:
-        """Return the ids as an Arrow array on the same memory; no id can be added while it lives."""
-        import pyarrow as pa
-
-        return pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
-
     def _read(self, place: int) -> bytes:
         return bytes(self._text[self._ends[place] : self._ends[place + 1]])
 
@@ -66,7 +61,8 @@ class IdList:
         return slot
 
     def _grow(self) -> None:
-        firsts = [place for place in self._slots if place != _EMPTY]
-        self._slots = array("i", [_EMPTY]) * (2 * len(self._slots))
-        for place in firsts:
-            self._slots[self._find_slot(self._read(place))] = place
+        earlier = self._slots
+        self._slots = array("i", [_EMPTY]) * (2 * len(earlier))
+        for place in earlier:
+            if place != _EMPTY:
+                self._slots[self._find_slot(self._read(place))] = place

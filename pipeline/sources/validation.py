@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import DataError
 from pipeline.images import ImageFacts
 from pipeline.sources import QueryCandidate
+from pipeline.sources.ids import IdList
 from pipeline.sources.inspection import ImageReport
 from pipeline.sources.judgement import Judgement
 from pipeline.sources.ledger import DocumentLedger
 from pipeline.types import Box
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
 MAX_ROWS_NAMED = 20
@@ -138,14 +141,27 @@ def _document_frame(ledger: DocumentLedger, *, kept: bool) -> pd.DataFrame:
 
     frame = pd.DataFrame(
         {
-            # Row numbers and a number for each different id: millions of texts would not fit.
+            # Row numbers, and ids as numbers: millions of texts would not fit.
             "source_id": np.array(ledger.rows, dtype=np.int64),
-            "doc_id": ledger.doc_ids.to_arrow().dictionary_encode().indices.to_numpy(),
+            "doc_id": _number_ids(ledger.doc_ids),
             "images_decode": np.array(ledger.images_decode, dtype=bool),
             "image_or_text": np.array(ledger.image_or_text, dtype=bool),
         }
     )
     return frame[np.array(ledger.kept, dtype=bool)].reset_index(drop=True) if kept else frame
+
+
+def _number_ids(ids: IdList) -> npt.NDArray[np.int64]:
+    """Return a number for each id, equal where ids are: found by hash, made sure of by text."""
+    import numpy as np
+    import pandas as pd
+
+    hashes = np.fromiter((hash(doc_id) for doc_id in ids), dtype=np.int64, count=len(ids))
+    numbers = np.arange(len(ids), dtype=np.int64)
+    first_places: dict[str, int] = {}
+    for place in np.flatnonzero(pd.Series(hashes).duplicated(keep=False)).tolist():
+        numbers[place] = first_places.setdefault(ids[place], place)
+    return numbers
 
 
 def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport) -> pd.DataFrame:

@@ -99,7 +99,7 @@ def test_own_queries_alone_are_judged_by_themselves(tmp_path: Path):
     ("source", "name", "content", "said"),
     [
         ("evqa", "test.csv", b"question,answer\n", "lacks the columns"),
-        ("evqa", "test.csv", b"\xff\xfe\x00", "lacks the columns"),
+        ("evqa", "test.csv", b"\xff\xfe\x00", "is UTF-16"),
         ("infoseek", "infoseek_val.jsonl", b"", "holds no rows"),
         ("infoseek", "infoseek_val.jsonl", b"question,answer\n", "1 of 1 rows are rejected"),
         ("infoseek", "infoseek_val.jsonl.gz", b"\x1f\x8b\x08", "damaged or cut short"),
