@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,8 @@ def fetch_files(files: Sequence[PublishedFile], folder: Path, say: Say, *, confi
         confirm: told how many bytes are still to come before the first of them; False stops.
 
     Raises:
-        DataError: the server cannot be reached, refuses, or sends something else than it said or was published.
+        DataError: the server cannot be reached, refuses, or sends something else than it said or was published; or
+            the disk has no room.
     """
     remotes = {file.name: _ask(file) for file in files}
     num_left = sum(remote.num_bytes - _count_held(folder, name, remote) for name, remote in remotes.items())
@@ -92,6 +94,7 @@ def fetch_files(files: Sequence[PublishedFile], folder: Path, say: Say, *, confi
         f"{sum(remote.num_bytes for remote in remotes.values()) / BYTES_PER_GB:.2f} GB in {len(files)} files, "
         f"{num_left / BYTES_PER_GB:.2f} GB still to fetch into {folder}"
     )
+    _check_room(folder, num_left)
     if not confirm(num_left):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +122,17 @@ def _fetch(file: PublishedFile, remote: RemoteFile, folder: Path, say: Say) -> N
     say(f"{file.name}: is here already, {_describe_check(file, remote)}")
 
 
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse a place without room for what is to come, before any of it comes."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not place.is_dir():
+        raise DataError("is no folder", path=place)
+    num_free = shutil.disk_usage(place)[2]
+    if num_bytes > num_free:
+        said = f"has {num_free / BYTES_PER_GB:.2f} GB free, {num_bytes / BYTES_PER_GB:.2f} GB are to come"
+        raise DataError(said, path=folder)
+
+
 def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> None:
     state = part.with_suffix(".part.json")
     if part.is_file() and (not state.is_file() or read_json(state) != asdict(remote)):
@@ -134,12 +148,16 @@ def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> 
     try:
         with urllib.request.urlopen(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT_S) as answer:
             goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            if goes_on and not answer.headers.get("Content-Range", "").startswith(f"bytes {num_held}-"):
+                raise DataError("the server sent another part than was asked for", path=file.url)
             if num_held:
                 say(f"{file.name}: " + (f"goes on after {num_held} bytes" if goes_on else "starts again"))
             with part.open("ab" if goes_on else "wb") as stream:
                 while chunk := answer.read(CHUNK_BYTES):
                     stream.write(chunk)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise DataError(f"download broke off: {error}; the same command goes on from there", path=file.url) from error
 
 
@@ -163,6 +181,7 @@ def _verify(file: PublishedFile, remote: RemoteFile, path: Path) -> str:
     if fault is not None:
         if path.suffix == ".part":
             path.unlink()
+            path.with_suffix(".part.json").unlink(missing_ok=True)
         raise DataError(f"{fault}; refused", path=path)
     return sha256
 
@@ -180,7 +199,9 @@ def _ask(file: PublishedFile) -> RemoteFile:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             headers = answer.headers
-    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise DataError(f"cannot be fetched: {error}", path=file.url) from error
     length = headers.get("Content-Length", "")
     if not length.isdigit():

@@ -32,6 +32,11 @@ class Store:
         self.cut_after: int | None = None
         self.gives_md5 = True
         self.wrong_md5 = False
+        self.honours_ranges = True
+        self.range_shift = 0
+        self.said_bytes: int | None = None
+        self.says_size = True
+        self.status: int | None = None
         self.url = ""
 
 
@@ -58,10 +63,18 @@ def server() -> Iterator[Store]:
             asked = self.headers.get("Range")
             store.requests.append((f"{self.command} {self.path}", asked))
             start = 0
-            if asked is not None and self.headers.get("If-Range", etag) == etag:
-                start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if store.status is not None and with_body:
+                self.send_error(store.status)
+                return
+            if store.honours_ranges and asked is not None and self.headers.get("If-Range", etag) == etag:
+                start = int(asked.removeprefix("bytes=").rstrip("-")) - store.range_shift
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            # What HEAD says is what counts; a body may turn out otherwise.
+            said = len(content) - start if with_body or store.said_bytes is None else store.said_bytes
+            if store.says_size:
+                self.send_header("Content-Length", str(said))
             self.send_header("ETag", etag)
             md5 = hashlib.md5(b"other" if store.wrong_md5 else content).digest()
             if store.gives_md5:
@@ -195,3 +208,83 @@ def test_published_names_are_those_that_the_sources_read():
         names = {file.name for file in files}
         assert set(PUBLISHED_ANNOTATIONS[source].values()) <= names
         assert names & set(PUBLISHED_KNOWLEDGE_BASES[source])
+
+
+def test_server_that_ignores_ranges_starts_again_and_the_file_comes_whole(server: Store, tmp_path: Path):
+    server.cut_after = 3000
+    with pytest.raises(DataError):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    server.cut_after, server.honours_ranges = None, False
+    said = fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert "a.csv: starts again" in said
+    assert (tmp_path / "a.csv").read_bytes() == CONTENT
+
+
+def test_range_from_another_place_is_refused_and_nothing_is_mixed(server: Store, tmp_path: Path):
+    server.cut_after = 3000
+    with pytest.raises(DataError):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    server.cut_after, server.range_shift = None, 7
+    with pytest.raises(DataError, match="sent another part than was asked for"):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert (tmp_path / "a.csv.part").read_bytes() == CONTENT[:3000]
+
+
+def test_more_bytes_than_the_server_said_are_refused_and_removed(server: Store, tmp_path: Path):
+    server.said_bytes = 4000
+    with pytest.raises(DataError, match=r"has \d+ bytes, the server's has 4000; refused"):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert not list(tmp_path.glob("a.csv*"))
+
+
+@pytest.mark.parametrize("status", [403, 416, 500, 503])
+def test_refusal_half_way_is_one_line_and_keeps_what_came(server: Store, tmp_path: Path, status: int):
+    server.cut_after = 3000
+    with pytest.raises(DataError):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    server.cut_after, server.status = None, status
+    with pytest.raises(DataError, match=f"download broke off: HTTP Error {status}") as caught:
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "a.csv.part").stat().st_size == 3000
+    server.status = None
+    fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert (tmp_path / "a.csv").read_bytes() == CONTENT
+
+
+def test_server_that_does_not_say_the_size_is_refused(server: Store, tmp_path: Path):
+    server.says_size = False
+    with pytest.raises(DataError, match="does not say how large it is"):
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_without_room_is_refused_before_the_first_byte(
+    server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: (10**12, 10**12, len(CONTENT) - 1))
+    with pytest.raises(DataError, match=r"has 0\.00 GB free, 0\.00 GB are to come"):
+        fetch_all(name_files(server, "a.csv"), tmp_path / "new" / "data")
+    assert [command for command, _ in server.requests] == ["HEAD /a.csv"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_disk_that_fills_up_is_named_as_such(server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r", *rest: object, **options: object) -> object:
+        target = Path("/dev/full") if path.name == "a.csv.part" and mode in ("ab", "wb") else path
+        return whole(target, mode, *rest, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    with pytest.raises(DataError, match="No space left on device") as caught:
+        fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_folder_that_is_a_file_is_one_line(server: Store, tmp_path: Path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(DataError, match="is no folder"):
+        fetch_all(name_files(server, "a.csv"), tmp_path / "data")
