@@ -26,6 +26,7 @@ JSON_METRICS: Final = (
     "mrr", "ndcg", "recall_at_1", "cond_recall_at_1", "rc_rate", "harm_rate", "malformed_rate", "headroom",
 )  # fmt: skip
 TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", "malformed_rate")
+MAX_REJECTS_PRINTED: Final = 10
 # A world's stages need some training queries to run at all; nothing is trained on them.
 WORLD_NUM_TRAIN: Final = 64
 WORLD_NUM_VAL: Final = 8
@@ -295,14 +296,29 @@ def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, nu
 
 
 def _format_findings(findings: Mapping[str, Any]) -> str:
-    """Return one line for each count, then the first rows that would be left out."""
+    """Return the findings as people read them: counts, pictures, tags, then the first rows that would be left out."""
+
+    def count(numbers: Mapping[str, int]) -> str:
+        return ", ".join(f"{name} {number}" for name, number in numbers.items())
+
+    alone = Path(findings["path"]).is_file()
+    splits, reasons = count(findings["queries_by_split"]), count(findings["rejects_by_reason"])
     lines = [
-        f"{name}: {value}" if not isinstance(value, dict) else f"{name}: {json.dumps(value, ensure_ascii=False)}"
-        for name, value in findings.items()
-        if name != "rejects"
+        f"{findings['path']}, read as {findings['source']}",
+        f"rows: {findings['num_rows']}",
+        f"queries that stay: {findings['num_queries']}" + (f" ({splits})" if splits else ""),
+        "documents: not looked for, this is one annotation file"
+        if alone
+        else f"documents: {findings['num_documents']}",
+        f"rows rejected: {findings['num_rejected']}; left out by the protocol: {findings['num_dropped']}; "
+        f"without their picture: {findings['num_missing_images']}" + (f" ({reasons})" if reasons else ""),
+        *(f"pictures, {name}: {count(numbers)}" for name, numbers in findings["images"].items()),
+        *(f"queries by {tag}: {count(numbers)}" for tag, numbers in findings["queries_by_tag"].items()),
     ]
-    lines += [f"  {row['source_id']}  {row['reason']}: {row['detail']}" for row in findings["rejects"]]
-    return "\n".join(lines)
+    shown = findings["rejects"][:MAX_REJECTS_PRINTED]
+    lines += [f"  {row['source_id']}  {row['reason']}: {row['detail']}" for row in shown]
+    num_more = sum(findings["rejects_by_reason"].values()) - len(shown)
+    return "\n".join([*lines, f"  and {num_more} more"] if shown and num_more else lines)
 
 
 def _print_results(workspace: Workspace, *, as_json: bool) -> None:

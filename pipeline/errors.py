@@ -49,10 +49,10 @@ class DataError(RegionR1Error):
 
 
 def write_on_one_line(text: object) -> str:
-    """Return a text as one line that a terminal can show: what cannot be printed is escaped.
+    r"""Return a text as one line that a terminal can show: what cannot be printed is escaped.
 
-    >>> write_on_one_line("two\\nlines,\\x00 and \\x1b[31m")
-    'two lines,\\\\x00 and \\\\x1b[31m'
+    >>> write_on_one_line("two\nlines,\x00 and \x1b[31m")
+    'two lines,\\x00 and \\x1b[31m'
     """
     line = " ".join(str(text).split())
     return line if line.isprintable() else "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)

@@ -130,7 +130,8 @@ def _find_undecoded(cells: Mapping[str, str]) -> str | None:
 def _read_tags(cells: Mapping[str, str], datasets: frozenset[str]) -> dict[str, str]:
     dataset, question_type = cells["dataset_name"], cells["question_type"]
     if dataset not in datasets:
-        raise ValueError(f"dataset_name {dataset!r} is none of {', '.join(sorted(datasets))}")
+        hint = "; EchoSight's files for InfoSeek are read with source echosight" if dataset == "infoseek" else ""
+        raise ValueError(f"dataset_name {dataset!r} is none of {', '.join(sorted(datasets))}{hint}")
     if dataset in EVQA_DATASETS:
         if question_type not in EVQA_TYPES:
             raise ValueError(f"question_type {question_type!r} is none of {', '.join(sorted(EVQA_TYPES))}")

@@ -81,7 +81,9 @@ def check_id(what: str, value: str) -> None:
         ValueError: it is empty, too long, or has white space or control characters.
     """
     if not value or len(value) > MAX_ID_CHARS or not PLAIN_ID.fullmatch(value):
-        raise ValueError(f"{what} must have 1 to {MAX_ID_CHARS} printable characters and no white space: {value[:80]!r}")
+        raise ValueError(
+            f"{what} must have 1 to {MAX_ID_CHARS} printable characters and no white space: {value[:80]!r}"
+        )
 
 
 def _describe(error: ValueError) -> str:

@@ -156,7 +156,9 @@ def read_json_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
             # Read on to the end of the file: nothing may follow the object.
             deque(events, maxlen=0)
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DataError(f"is no whole JSON object: after {number} entries: {_describe(error)}", path=path) from error
+            raise DataError(
+                f"is no whole JSON object: after {number} entries: {_describe(error)}", path=path
+            ) from error
     if number == 0:
         raise DataError("holds no entries", path=path)
 

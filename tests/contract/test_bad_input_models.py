@@ -1,6 +1,6 @@
-"""`python -m pipeline STAGE` with an index, a policy or a checkpoint that does not fit: one line, exit 2, nothing written.
+"""`python -m pipeline STAGE` with an index, a policy or a checkpoint that does not fit: one line, exit 2.
 
-Only the tracking store is left out, for time; everything else is what the command does.
+Nothing is written then. Only the tracking store is left out, for time; everything else is what the command does.
 """
 
 from __future__ import annotations

@@ -48,44 +48,92 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     # wrong columns
     "column renamed": (CSV, swap("wikipedia_url,", "url,"), r"test\.csv, row 1: lacks the columns wikipedia_url;"),
     "semicolons": (CSV, lambda b: b.replace(b",", b";"), r"test\.csv, row 1: lacks the columns question, answer,"),
-    "column twice": (CSV, swap("evidence_section_id", "question_type"), r"row 1: lacks the columns evidence_section_id"),
+    "column twice": (
+        CSV,
+        swap("evidence_section_id", "question_type"),
+        r"row 1: lacks the columns evidence_section_id",
+    ),
     "blank header": (CSV, lambda b: b"\n" + b, r"test\.csv, row 1: is blank; the names of the columns"),
-    "key renamed": (QUESTIONS, swap('"image_id"', '"image"'), r"infoseek_val\.jsonl:1 invalid_row: image_id: Field req"),
-    "list, not lines": (QUESTIONS, lambda b: b"[" + b",".join(b.splitlines()) + b"]", r"jsonl:1 invalid_row: row: .*object"),
+    "key renamed": (
+        QUESTIONS,
+        swap('"image_id"', '"image"'),
+        r"infoseek_val\.jsonl:1 invalid_row: image_id: Field req",
+    ),
+    "list, not lines": (
+        QUESTIONS,
+        lambda b: b"[" + b",".join(b.splitlines()) + b"]",
+        r"jsonl:1 invalid_row: row: .*object",
+    ),
     # mixed encodings
-    "latin-1 row": (CSV, swap("Who built", b"Qui a b\xe2ti"), r"test\.csv:2 not_utf8: question holds bytes that are not"),
+    "latin-1 row": (
+        CSV,
+        swap("Who built", b"Qui a b\xe2ti"),
+        r"test\.csv:2 not_utf8: question holds bytes that are not",
+    ),
     "latin-1 header": (CSV, swap("question,", b"qu\xe9stion,"), r"row 1: lacks the columns question; .*qu\\udce9stion"),
     "utf-16 csv": (CSV, lambda b: b.decode().encode("utf-16"), r"test\.csv: is UTF-16; it must be UTF-8"),
     "utf-16 lines": (QUESTIONS, lambda b: b.decode().encode("utf-16"), r"infoseek_val\.jsonl: is UTF-16"),
-    "latin-1 entry": (KB, swap("Lead.", b"L\xe9ad."), r"kb_wiki\.json: is no whole JSON object: after 1 entries: lex.*UTF8"),
+    "latin-1 entry": (
+        KB,
+        swap("Lead.", b"L\xe9ad."),
+        r"kb_wiki\.json: is no whole JSON object: after 1 entries: lex.*UTF8",
+    ),
     "latin-1 line": (QUESTIONS, swap("Which", b"Qu\xe9l"), r"infoseek_val\.jsonl:1 not_utf8: byte \d+ of the line"),
-    "NUL in question": (CSV, swap("Who built", "Who\0built"), r"test\.csv:2 invalid_row: question holds a NUL .*place 4"),
+    "NUL in question": (
+        CSV,
+        swap("Who built", "Who\0built"),
+        r"test\.csv:2 invalid_row: question holds a NUL .*place 4",
+    ),
     "NUL in URL": (CSV, swap(LUJAN, LUJAN + "\0"), r"test\.csv:2 invalid_row: wikipedia_url must have"),
     "NUL only": (CSV, lambda _: bytes(1000), r"test\.csv, row 1: lacks the columns .*is: \\x00\\x00"),
     "escape in id": (QUESTIONS, swap("val_00000001", "val\\u001b[31m1"), r"infoseek_val\.jsonl:2 invalid_row: data_id"),
     # `|` and `&&`
-    "two URLs": (CSV, swap(LUJAN, f"{LUJAN}|{GREY_HERON}"), r"test\.csv:2 invalid_row: .*one wikipedia_url, this one has 2"),
+    "two URLs": (
+        CSV,
+        swap(LUJAN, f"{LUJAN}|{GREY_HERON}"),
+        r"test\.csv:2 invalid_row: .*one wikipedia_url, this one has 2",
+    ),
     "URL ends in a bar": (CSV, swap(LUJAN, f"{LUJAN}|"), r"test\.csv:2 invalid_row: a single-hop .*has 2"),
     "URL with an empty part": (CSV, swap(LUJAN, f"{LUJAN}||x"), r"test\.csv:2 invalid_row: a single-hop .*has 3"),
-    "first image id empty": (CSV, swap("abc123", "|abc123"), r"test\.csv:2 invalid_row: '' is no image id of landmarks"),
+    "first image id empty": (
+        CSV,
+        swap("abc123", "|abc123"),
+        r"test\.csv:2 invalid_row: '' is no image id of landmarks",
+    ),
     "image ids by ampersands": (CSV, swap("0def", "0def&&x"), r"test\.csv:2 invalid_row: 'abc.*&&x' is no image id"),
     # empty evidence: an entry without text or picture
-    "entry without text": (KB, lambda b: b.replace(b'"Lead.", "More."', b'"", " "'), r"kb_wiki\.json:3 empty_document: has neither"),
+    "entry without text": (
+        KB,
+        lambda b: b.replace(b'"Lead.", "More."', b'"", " "'),
+        r"kb_wiki\.json:3 empty_document: has neither",
+    ),
     # damaged CSV
     "empty": (CSV, lambda _: b"", r"test\.csv: holds no rows"),
     "open quote": (CSV, swap("Who built", '"Who built'), r"test\.csv, row 2: is no sound CSV from here on"),
     "huge cell": (CSV, swap("Who built", "x" * 200_000), r"test\.csv, row 2: is no sound CSV .*field larger than"),
     "question blank": (CSV, swap("Who built this?", "  "), r"test\.csv:2 empty_question"),
-    "entry unknown": (CSV, swap(LUJAN, LUJAN + "_2"), r"test\.csv:2 no_relevant_document: document .*_2 does not exist"),
+    "entry unknown": (
+        CSV,
+        swap(LUJAN, LUJAN + "_2"),
+        r"test\.csv:2 no_relevant_document: document .*_2 does not exist",
+    ),
     # damaged JSON
     "top level a list": (KB, lambda b: b"[" + b + b"]", r"kb_wiki\.json: must be one JSON object, is a list"),
     "cut": (KB, lambda b: b[:-40], r"kb_wiki\.json: is no whole JSON object: after 2 entries: parse error: premature"),
-    "two objects": (KB, lambda b: b + b, r"kb_wiki\.json: is no whole JSON object: after 3 entries: .*trailing garbage"),
+    "two objects": (
+        KB,
+        lambda b: b + b,
+        r"kb_wiki\.json: is no whole JSON object: after 3 entries: .*trailing garbage",
+    ),
     "too deep": (KB, swap("[0, 0]", "[" * 40_000 + "]" * 40_000), r"kb_wiki\.json, row 2: is nested deeper than 32"),
     "duplicate entries": (KB, lambda b: b[:-1] + b", " + b[1:], r"kb_wiki\.json:4 duplicate_id: doc_id .*json:1"),
     "duplicate ids": (QUESTIONS, lambda b: b + b, r"infoseek_val\.jsonl:4 duplicate_id: query_id .*jsonl:1"),
     "last line cut": (QUESTIONS, lambda b: b[:-20], r"infoseek_val\.jsonl:3 broken_json"),
-    "entity twice": (ENTITIES, lambda b: b + b.splitlines()[0].replace(b"Q178185", b"Q2"), r"row 4: gives infoseek_val_0.*Q2"),
+    "entity twice": (
+        ENTITIES,
+        lambda b: b + b.splitlines()[0].replace(b"Q178185", b"Q2"),
+        r"row 4: gives infoseek_val_0.*Q2",
+    ),
     "entities cut": (ENTITIES, lambda b: b[:-20], r"infoseek_val_withkb\.jsonl, row 3: Invalid JSON"),
     # damaged gz
     "gz with garbage behind": (WIKI, lambda b: b + b"garbage", r"Wiki6M_ver_1_0\.jsonl\.gz: is damaged or cut short"),
@@ -93,7 +141,11 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "gz is empty": (WIKI, lambda _: b"", r"Wiki6M_ver_1_0\.jsonl\.gz: holds no rows"),
     "gz of garbage": (WIKI, repack(lambda _: b"\xff\xfe\xfd"), r"jsonl\.gz: is UTF-16|jsonl\.gz:1 not_utf8"),
     **{
-        f"gz cut at {share:.2f}": (WIKI, lambda b, share=share: b[: int(len(b) * share)], r"jsonl\.gz: is damaged or cut")
+        f"gz cut at {share:.2f}": (
+            WIKI,
+            lambda b, share=share: b[: int(len(b) * share)],
+            r"jsonl\.gz: is damaged or cut",
+        )
         for share in (random.Random(7).uniform(0.1, 0.98) for _ in range(4))
     },
 }
@@ -106,7 +158,10 @@ TAKEN: dict[str, tuple[str, Change]] = {
     "mark before lines": (QUESTIONS, lambda b: BOM + b),
     "CRLF lines": (QUESTIONS, lambda b: b.replace(b"\n", b"\r\n")),
     "picture address that is no URL": (KB, swap("https://upload.wikimedia.org/gone.jpg", "https://[gone.jpg")),
-    "gz of two parts": (WIKI, lambda b: gzip.compress(gzip.decompress(b)[:60]) + gzip.compress(gzip.decompress(b)[60:])),
+    "gz of two parts": (
+        WIKI,
+        lambda b: gzip.compress(gzip.decompress(b)[:60]) + gzip.compress(gzip.decompress(b)[60:]),
+    ),
 }
 
 
@@ -168,8 +223,16 @@ def test_harmless_oddity_is_taken(tmp_path: Path, capfd: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("file", "picture", "said"),
     [
-        (CSV, "images/landmarks/a/b/c/abc1234567890def.jpg", r"1 queries lack their picture .*test\.csv:2 image_missing"),
-        (QUESTIONS, "images/oven_images/05/oven_05023258.JPEG", r"infoseek_val\.jsonl:2 image_missing: .*oven_05023258"),
+        (
+            CSV,
+            "images/landmarks/a/b/c/abc1234567890def.jpg",
+            r"1 queries lack their picture .*test\.csv:2 image_missing",
+        ),
+        (
+            QUESTIONS,
+            "images/oven_images/05/oven_05023258.JPEG",
+            r"infoseek_val\.jsonl:2 image_missing: .*oven_05023258",
+        ),
     ],
 )
 def test_id_without_a_file_is_refused_above_the_set_rate(

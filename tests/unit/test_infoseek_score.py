@@ -85,7 +85,7 @@ def test_every_method_has_both_splits_and_their_harmonic_mean(evaluated: Evaluat
 
 def test_page_and_command_line_show_it(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'id="infoseek"' in evaluated.page
-    assert "unseen question, CondR@1" in evaluated.page
+    assert "<th>unseen question<br>CondR@1</th>" in evaluated.page
     monkeypatch.chdir(evaluated.world.workspace.data_dir.parent)
     ended = CliRunner().invoke(cli.app, ["results", "--json"])
     assert json.loads(ended.stdout)["infoseek"] == evaluated.report["infoseek"]
