@@ -2,7 +2,8 @@
 
 `python -m benchmarks.sources` writes an E-VQA knowledge base (one JSON object) and a Wiki6M file (gz) with a million
 entries each, runs prepare on either in a process of its own, prints peak resident memory and speed, by the clock and
-by CPU time, as JSON, and removes the files. EchoSight's files have E-VQA's shape and take its path. Above 1.5 GB the exit code is 1.
+by CPU time, as JSON, and removes the files. EchoSight's files have E-VQA's shape and take its path. Above 1.5 GB the
+exit code is 1.
 """
 
 from __future__ import annotations
