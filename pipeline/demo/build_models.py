@@ -28,6 +28,7 @@ from pipeline.demo.grounding import (
     measure_grounding,
     train_grounding,
 )
+from pipeline.demo.references import phrase_question
 from pipeline.demo.scorer_design import ScorerDesign
 from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.studio import draw_studio_scenes, iterate_texts
@@ -91,13 +92,14 @@ def build_llava(folder: Path, seed: int, say: Say) -> None:
     set_seed(seed)
     model = tiny_llava.build_model(tokenizer)
     roles = sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
-    targets = build_dense_targets(scenes, list(KINDS), list(COLOURS), roles)
-    heads = DenseHeads(
-        tiny_llava.find_word_ids(tokenizer, KINDS), tiny_llava.find_word_ids(tokenizer, COLOURS), len(roles)
-    )
+    vocabularies = [list(KINDS), list(COLOURS)]
+    targets = build_dense_targets(scenes, vocabularies, roles)
+    heads = DenseHeads([tiny_llava.find_word_ids(tokenizer, names) for names in vocabularies], len(roles))
     with _report_steps("tiny-llava: steps", recipe.num_steps, say) as report:
-        train_grounding(model, tokenizer, scenes, pixels, targets, heads, recipe, _GROUNDING + seed, report)
-    shares = measure_grounding(model, tokenizer, held_out, held_pixels, _HELD_OUT + seed)
+        train_grounding(
+            model, tokenizer, scenes, pixels, targets, heads, recipe, _GROUNDING + seed, phrase_question, report
+        )
+    shares = measure_grounding(model, tokenizer, held_out, held_pixels, _HELD_OUT + seed, phrase_question)
     minutes = (time.monotonic() - started) / 60
     found = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
     say(f"tiny-llava: boxes with IoU above 0.5 on {NUM_HELD_OUT} held-out scenes: {found}")

@@ -86,16 +86,17 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def find_word_ids(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> list[int]:
-    """Return the one token of each word as it stands inside a sentence.
+def find_word_ids(tokenizer: PreTrainedTokenizerFast, names: Iterable[str]) -> list[list[int]]:
+    """Return of each name the tokens that it takes inside a sentence, one for each of its words.
 
     Raises:
         ValueError: a word takes several tokens; train the tokenizer on more text.
     """
-    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
-    if any(len(tokens) != 1 for tokens in ids):
-        raise ValueError("every word of a look must be one token")
-    return [tokens[0] for tokens in ids]
+    ids = {name: tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names}
+    broken = [name for name, tokens in ids.items() if len(tokens) != len(name.split())]
+    if broken:
+        raise ValueError(f"every word of a name must be one token: {', '.join(broken)}")
+    return list(ids.values())
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
