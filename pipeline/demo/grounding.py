@@ -26,7 +26,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from pipeline.core.boxes import Frame, compute_iou
 from pipeline.core.completion import format_decision, parse_completion
 from pipeline.demo.contrast import compute_lr_factor
-from pipeline.demo.tiny_llava import ASSISTANT, END, FRAME_UNITS, HIDDEN_SIZE, IMAGE, NUM_PATCHES, USER
+from pipeline.demo.tiny_llava import ASSISTANT, END, FRAME_UNITS, HIDDEN_SIZE, IMAGE, NUM_PATCHES, USER, find_word_ids
 from pipeline.demo.training_scenes import TrainingScene, normalise
 from pipeline.types import Box, Crop, KeepFull
 
@@ -49,6 +49,23 @@ class GroundingRecipe:
     weight_decay: float = 0.05
     full_share: float = 0.15
     dense_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a model learns pointing from, or is measured on.
+
+    Attributes:
+        scenes: N of them.
+        pixels_N: (N, 3, 112, 112) their pictures.
+        vocabularies: the words that each of a thing's names is one of.
+        ask: words a question about what a phrase points at.
+    """
+
+    scenes: Sequence[TrainingScene]
+    pixels_N: npt.NDArray[np.uint8]
+    vocabularies: Sequence[Sequence[str]]
+    ask: Ask
 
 
 class DenseHeads(nn.Module):
@@ -152,13 +169,9 @@ def build_dense_targets(
 def train_grounding(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    scenes: Sequence[TrainingScene],
-    pixels_N: npt.NDArray[np.uint8],
-    targets: DenseTargets,
-    heads: DenseHeads,
+    lessons: Lessons,
     recipe: GroundingRecipe,
     seed: int,
-    ask: Ask,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Train model in place.
@@ -166,33 +179,32 @@ def train_grounding(
     Args:
         model: untrained, or trained so far.
         tokenizer: its tokenizer.
-        scenes: what to learn from.
-        pixels_N: (N, 3, 112, 112) pictures of the scenes.
-        targets: what lies under each patch of each scene.
-        heads: the dense read-outs; trained along, thrown away by the caller.
+        lessons: what to learn from.
         recipe: steps, batch, rates.
         seed: order of scenes and choice of questions.
-        ask: words a question about what a phrase points at.
         report: called after each step with its figures.
     """
     rng = np.random.default_rng(seed)
+    roles = _list_roles(lessons.scenes)
+    targets = build_dense_targets(lessons.scenes, lessons.vocabularies, roles)
+    heads = DenseHeads([find_word_ids(tokenizer, names) for names in lessons.vocabularies], len(roles))
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: compute_lr_factor(step, recipe.warmup_steps, recipe.num_steps)
     )
-    order = _iterate_forever(len(scenes), recipe.num_scenes_per_step, rng)
+    order = _iterate_forever(len(lessons.scenes), recipe.num_scenes_per_step, rng)
     model.train()
     for step in range(recipe.num_steps):
         rows = next(order)
         examples = [
-            _write_example(scenes[row], ask, rng, recipe.full_share)
+            _write_example(lessons.scenes[row], lessons.ask, rng, recipe.full_share)
             for row in rows
             for _ in range(recipe.num_questions_per_scene)
         ]
         asked = torch.stack([_cover(example.asked) for example in examples]).flatten(1).float()
         with torch.autocast("cpu", torch.bfloat16):
-            passed = _run_model(model, tokenizer, normalise(pixels_N[rows]), examples)
+            passed = _run_model(model, tokenizer, normalise(lessons.pixels_N[rows]), examples)
             words_VH = model.get_input_embeddings().weight
             dense_loss = heads(passed.vision_BPH, passed.shown_BPH, words_VH, targets.pick(torch.from_numpy(rows)))
             match_loss = heads.compute_match_loss(passed.patches_NPH, asked)
@@ -217,10 +229,8 @@ def train_grounding(
 def measure_grounding(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    scenes: Sequence[TrainingScene],
-    pixels_N: npt.NDArray[np.uint8],
+    lessons: Lessons,
     seed: int,
-    ask: Ask,
 ) -> dict[str, float]:
     """Return the share of boxes with IoU above 0.5, over all references and by kind of reference.
 
@@ -229,12 +239,12 @@ def measure_grounding(
     rng = np.random.default_rng(seed)
     hits: dict[str, list[float]] = {}
     head = tokenizer.convert_tokens_to_ids("<tool_call>")
-    for start in range(0, len(scenes), 64):
-        batch = scenes[start : start + 64]
+    for start in range(0, len(lessons.scenes), 64):
+        batch = lessons.scenes[start : start + 64]
         picked = [scene.pick_reference(rng) for scene in batch]
-        texts = [_write_prompt(ask(reference.phrase, rng)) + "<tool_call>" for reference in picked]
+        texts = [_write_prompt(lessons.ask(reference.phrase, rng)) + "<tool_call>" for reference in picked]
         encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        pixel_values = normalise(pixels_N[start : start + 64])
+        pixel_values = normalise(lessons.pixels_N[start : start + 64])
         output = model.generate(**encoded, pixel_values=pixel_values, max_new_tokens=8, do_sample=False)
         for scene, reference, row in zip(batch, picked, output, strict=True):
             spoken = row[encoded["input_ids"].shape[1] :].tolist()
@@ -311,6 +321,11 @@ def _write_example(scene: TrainingScene, ask: Ask, rng: np.random.Generator, ful
     box = scene.things[reference.thing].box
     decision = KeepFull() if rng.random() < full_share else Crop(box)
     return _Example(_write_prompt(ask(reference.phrase, rng)), format_decision(decision, FRAME) + END, box)
+
+
+def _list_roles(scenes: Sequence[TrainingScene]) -> list[str]:
+    """Return the parts that a thing can play without being named: where it lies, how large it is."""
+    return sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
 
 
 def _cover(box: Box) -> torch.Tensor:

@@ -45,11 +45,9 @@ def drawn() -> tuple[list[TrainingScene], Any]:
 def tokenizer(drawn: tuple[list[TrainingScene], Any]) -> Any:
     rng = np.random.default_rng(0)
     words = [f"the {colour} {kind}" for colour in COLOURS for kind in KINDS] * 20
-    return tiny_llava.build_tokenizer([*words, *(phrase_question(scene.pick_reference(rng).phrase, rng) for scene in drawn[0])])
-
-
-def _list_roles(scenes: list[TrainingScene]) -> list[str]:
-    return sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
+    return tiny_llava.build_tokenizer(
+        [*words, *(phrase_question(scene.pick_reference(rng).phrase, rng) for scene in drawn[0])]
+    )
 
 
 def test_studio_and_demo_share_no_look() -> None:
@@ -158,24 +156,19 @@ def test_training_prompt_is_the_chat_templates(tokenizer: Any) -> None:
 
 def test_grounding_recipe_runs(drawn: tuple[list[TrainingScene], Any], tokenizer: Any) -> None:
     scenes, pixels = drawn
-    roles = _list_roles(scenes)
-    targets = grounding.build_dense_targets(scenes, [list(KINDS), list(COLOURS)], roles)
+    lessons = grounding.Lessons(scenes, pixels, [list(KINDS), list(COLOURS)], phrase_question)
     recipe = grounding.GroundingRecipe(num_steps=2, num_scenes_per_step=3, warmup_steps=1)
     said: list[tuple[int, dict[str, float]]] = []
     torch.manual_seed(0)
     model = tiny_llava.build_model(tokenizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    ids = [tiny_llava.find_word_ids(tokenizer, words) for words in (KINDS, COLOURS)]
-    heads = grounding.DenseHeads(ids, len(roles))
-    grounding.train_grounding(
-        model, tokenizer, scenes, pixels, targets, heads, recipe, 1, phrase_question, lambda *figures: said.append(figures)
-    )
+    grounding.train_grounding(model, tokenizer, lessons, recipe, 1, lambda *figures: said.append(figures))
     assert [step for step, _ in said] == [0, 1]
     assert all(np.isfinite(list(figures.values())).all() for _, figures in said)
     towers = ("vision_tower", "multi_modal_projector", "language_model")
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert all(any(tower in name for name in moved) for tower in towers)
-    shares = grounding.measure_grounding(model, tokenizer, scenes, pixels, 1, phrase_question)
+    shares = grounding.measure_grounding(model, tokenizer, lessons, 1)
     assert "all" in shares
     assert all(0.0 <= share <= 1.0 for share in shares.values())
 

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.profiles import list_profiles, use_profile
 
 _ROOT = Path(__file__).parents[2]
-_NAMES = ["evqa-qwen2.5-vl-3b", "infoseek-qwen2.5-vl-3b", "smoke", "smolvlm-500m"]
+_NAMES = ["evqa-qwen2.5-vl-3b", "groceries", "infoseek-qwen2.5-vl-3b", "smoke", "smolvlm-500m"]
 
 
 def _git(root: Path, *arguments: str) -> None:

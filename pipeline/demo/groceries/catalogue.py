@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from PIL import Image
 
 from pipeline.errors import DataError
+from pipeline.images import load_upright
 from pipeline.workspace import is_plain_relative
 
 Share = Literal["models", "train", "val", "test"]
@@ -24,6 +26,7 @@ Share = Literal["models", "train", "val", "test"]
 MODELS_SHARE: Final = 0.55
 VAL_SHARE: Final = 0.10
 _COLUMNS: Final = 6
+_MAX_PIXELS: Final = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +94,15 @@ def read_catalogue(folder: Path, seed: int) -> Catalogue:
         if not dealt:
             raise DataError(f"holds too few photos: none is left for {share}", path=folder / "train.txt")
     return Catalogue(products=products, photos={share: tuple(dealt) for share, dealt in photos.items()})
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Return a picture, upright and RGB.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return load_upright(path, max_pixels=_MAX_PIXELS, root=path.parent)
 
 
 def _read_products(folder: Path) -> Iterator[Product]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline.demo.groceries.catalogue import Catalogue, Photo, Product
+from pipeline.demo.groceries.catalogue import Catalogue, Photo, Product, open_picture
 from pipeline.demo.groceries.mosaics import Layout, compose, draw_layout, list_references, phrase_question, pick_company
 from pipeline.demo.training_scenes import Reference
 from pipeline.progress import Advance, track
@@ -54,7 +54,7 @@ def write_dataset(catalogue: Catalogue, seed: int, data_dir: Path) -> None:
     """Write the data set into `data_dir`, which appears whole or not at all and takes an older one's place.
 
     Raises:
-        DataError: a photo cannot be read.
+        ImageError: a photo cannot be read.
     """
     queries = list(plan_queries(catalogue, seed))
     with (
@@ -115,16 +115,13 @@ def _write_pictures(
     products: Iterable[Product], queries: Iterable[MosaicQuery], folder: Path, advance: Advance
 ) -> None:
     for product in products:
-        _save(_open(product.iconic_path), folder / _name_iconic(product))
+        _save(open_picture(product.iconic_path), folder / _name_iconic(product))
         advance(1)
     for query in queries:
-        _save(compose([_open(photo.path) for photo in query.photos], query.layout), folder / _name_picture(query))
+        _save(
+            compose([open_picture(photo.path) for photo in query.photos], query.layout), folder / _name_picture(query)
+        )
         advance(1)
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _save(image: Image.Image, path: Path) -> None:

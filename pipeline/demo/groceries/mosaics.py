@@ -50,11 +50,12 @@ def draw_layout(num_photos: int, rng: np.random.Generator) -> Layout:
     # Seams lie on whole pixels, so that a photo's box is exact.
     x = round(float(rng.uniform(*_SEAM)) * width) / width
     y = round(float(rng.uniform(*_SEAM)) * height) / height
+    boxes: tuple[Box, ...]
+    places: tuple[str, ...]
     if num_photos == 4:
         boxes = (Box(0.0, 0.0, x, y), Box(x, 0.0, 1.0, y), Box(0.0, y, x, 1.0), Box(x, y, 1.0, 1.0))
         places = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")
-        return Layout(boxes=boxes, places=places, size_px=(width, height))
-    if float(rng.random()) < 0.5:
+    elif float(rng.random()) < 0.5:
         boxes, places = (Box(0.0, 0.0, x, 1.0), Box(x, 0.0, 1.0, 1.0)), ("on the left", "on the right")
     else:
         boxes, places = (Box(0.0, 0.0, 1.0, y), Box(0.0, y, 1.0, 1.0)), ("at the top", "at the bottom")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.demo.groceries.catalogue import Photo
+from pipeline.demo.groceries.catalogue import Photo, open_picture
 from pipeline.demo.groceries.mosaics import compose, describe_scene, draw_layout, pick_company
 from pipeline.demo.training_scenes import TrainingScene, squash
 from pipeline.types import Box
@@ -32,9 +32,7 @@ def load_photos(photos: Sequence[Photo]) -> dict[Photo, Image.Image]:
     """Return each photo, upright and small: about 0.1 MB each, kept in memory while scenes are drawn."""
 
     def load(photo: Photo) -> Image.Image:
-        with Image.open(photo.path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return upright.resize((_LOADED_PX, _LOADED_PX), Image.Resampling.BICUBIC)
+        return open_picture(photo.path).resize((_LOADED_PX, _LOADED_PX), Image.Resampling.BICUBIC)
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return dict(zip(photos, pool.map(load, photos), strict=True))
