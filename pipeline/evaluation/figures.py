@@ -39,6 +39,7 @@ METRICS = (
     "headroom",
     "iou",
 )
+BREAKDOWN_METRICS = ("cond_recall_at_1", "rc_rate", "harm_rate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +246,7 @@ def _break_down(
 
 def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:
     shares = {}
-    for metric in ("cond_recall_at_1", "rc_rate"):
+    for metric in BREAKDOWN_METRICS:
         numerator_Q, denominator_Q = table.compute_terms(method, metric)
         value = sure.interval(numerator_Q * member, denominator_Q * member)
         shares[metric] = Share(num_queries=int((denominator_Q * member).sum()), value=value)
