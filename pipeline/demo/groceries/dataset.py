@@ -22,7 +22,7 @@ from pipeline.progress import Advance, track
 from pipeline.store import replace_dir, write_text
 from pipeline.types import SPLITS, Split
 
-SCENES: Final = {1: "single", 2: "two", 4: "four"}
+NUM_PHOTOS: Final = (1, 2, 4)
 _JPEG_QUALITY: Final = 88
 
 
@@ -45,7 +45,7 @@ def plan_queries(catalogue: Catalogue, seed: int) -> Iterator[MosaicQuery]:
     for split in SPLITS:
         photos = catalogue.photos[split]
         for photo in photos:
-            for num_photos in SCENES:
+            for num_photos in NUM_PHOTOS:
                 number += 1
                 yield _plan_query(f"g{number:05d}", split, photo, photos, num_photos, seed + number)
 
@@ -87,7 +87,11 @@ def build_query_row(query: MosaicQuery) -> dict[str, object]:
         "image": _name_picture(query),
         "relevant": [query.photos[query.target].product.doc_id],
         "target_box": [round(edge, 5) for edge in query.layout.boxes[query.target].as_tuple()],
-        "tags": {"scene": SCENES[len(query.photos)], "reference": query.reference.kind},
+        "tags": {
+            "scene": "single" if len(query.photos) == 1 else "mosaic",
+            "photos": str(len(query.photos)),
+            "reference": query.reference.kind,
+        },
     }
 
 
