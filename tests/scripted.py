@@ -31,7 +31,7 @@ class _Script(LogitsProcessor):
 
 @contextmanager
 def scripted(policy: Policy, say: Callable[[int], str]) -> Iterator[list[torch.Tensor]]:
-    """Make row after row of `generate` say what `say` returns for its number; yields what was generated, (B, T) each."""
+    """Make each row of `generate` say what `say` returns for its number; yields what was generated, (B, T) a call."""
     tokenizer, generate = policy.processor.tokenizer, policy.model.generate
     (filler_id,) = tokenizer(FILLER, add_special_tokens=False)["input_ids"]
     spoken: list[torch.Tensor] = []

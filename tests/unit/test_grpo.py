@@ -439,9 +439,7 @@ def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path:
         ("", -2.5),
     ],
 )
-def test_malformed_completions_get_the_penalty_and_what_follows_an_action_none(
-    spoken_llava: SpokenLlava, text: str, earned: float
-) -> None:
+def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: str, earned: float) -> None:
     scorer = _plant(spoken_llava, baseline=1, crop=1)
     policy = _load(spoken_llava)
     reward = PolicyReward(scorer, policy, RewardParams(malformed=-2.5))  # type: ignore[arg-type]
