@@ -23,7 +23,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         f"scorer {setting['scorer_parameters']:,} parameters\n"
         f"{machine['device']}, {machine['dtype']}, torch {machine['torch']}; pictures of {setting['side_px']} px, "
         f"prompts of {setting['prompt_tokens']} tokens\n"
-        f"action's end: answers stop with a scripted action; last token: none stops before {setting['max_new_tokens']}",
+        f"action's end: a scripted action ends each answer; last token: all take {setting['max_new_tokens']} tokens",
         highlight=False,
     )
     console.print(_build_answers(report))
@@ -37,7 +37,7 @@ def _build_answers(report: Mapping[str, Any]) -> Table:
         table.add_row(
             f"{row['engine']}, {_ENDINGS[row['ending']]}",
             str(row["batch_size"]),
-            _format(row["num_tokens"]),
+            "-" if row["num_tokens"] is None else _format(row["num_tokens"]),
             *_format_costs(row, "samples_per_s", "s_per_sample"),
         )
     speed = _format(1 / PAPER_S_PER_SAMPLE)
@@ -54,7 +54,7 @@ def _build_steps(report: Mapping[str, Any]) -> Table:
         table.add_row(
             _ENDINGS[row["ending"]],
             str(row["num_rows"]),
-            _format(row["num_tokens"]),
+            "-" if row["num_tokens"] is None else _format(row["num_tokens"]),
             *_format_costs(row, "generation_s", "reward_s", "update_s"),
         )
     return table
@@ -70,7 +70,7 @@ def _build_embedding(report: Mapping[str, Any]) -> Table:
 
 def _start_table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column(first, no_wrap=True, min_width=20)
+    table.add_column(first, no_wrap=True, min_width=18)
     for name in others:
         table.add_column(name, justify="right")
     return table
