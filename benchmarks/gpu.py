@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from benchmarks.large_shapes import Shape
-    from benchmarks.setting import Setting
 
 _GROUP_SIZE: Final = 8
 _DISK_GB: Final = {"paper": 10.0, "tiny": 0.1}
@@ -57,15 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where they run (cuda)")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="where gpu.json goes (artifacts)")
     parser.add_argument("--scratch", type=Path, help="where checkpoints lie meanwhile (the system's temporary folder)")
+    parser.add_argument("--engine", choices=("auto", "transformers", "vllm"), default="auto",
+                        help="auto and vllm add rows for vLLM, auto where it can run (auto)")  # fmt: skip
     options = parser.parse_args(arguments)
-    return run_to_exit_code(lambda: measure(options.shape, options.device, options.out, options.scratch))
+    return run_to_exit_code(
+        lambda: measure(options.shape, options.device, options.out, options.scratch, options.engine)
+    )
 
 
-def measure(shape_name: str, device_name: str, out_dir: Path, scratch_dir: Path | None) -> None:
+def measure(shape_name: str, device_name: str, out_dir: Path, scratch_dir: Path | None, engine: str) -> None:
     """Measure, print the tables and write gpu.json.
 
     Raises:
         StageError: there is no GPU, or too little room for the checkpoints.
+        ModelError: vLLM is asked for where it cannot run.
     """
     import torch
     from rich.console import Console
@@ -83,20 +87,24 @@ def measure(shape_name: str, device_name: str, out_dir: Path, scratch_dir: Path 
                 f"{Path(scratch).parent}: {free_gb:.1f} GB are free, the checkpoints need {needed_gb:g} GB; "
                 "name another folder with --scratch"
             )
-        report = run(SHAPES[shape_name], torch.device(device_name), Path(scratch), Effort())
+        report = run(SHAPES[shape_name], torch.device(device_name), Path(scratch), engine, Effort())
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "gpu.json", report)
     print_report(report, Console())
 
 
-def run(shape: Shape, device: torch.device, scratch_dir: Path, effort: Effort) -> dict[str, Any]:
+def run(shape: Shape, device: torch.device, scratch_dir: Path, engine: str, effort: Effort) -> dict[str, Any]:
     """Write checkpoints and a world, measure everything and return what gpu.json holds.
 
     Args:
         shape: sizes of models, pictures and batches.
         device: where the models run.
         scratch_dir: an empty folder.
+        engine: as `policy.engine`; with transformers there are no rows for vLLM.
         effort: how much is measured.
+
+    Raises:
+        ModelError: vLLM is asked for where it cannot run.
     """
     import logging
 
@@ -104,37 +112,38 @@ def run(shape: Shape, device: torch.device, scratch_dir: Path, effort: Effort) -
 
     from benchmarks import large_costs as costs
     from benchmarks.script import ENDINGS
+    from benchmarks.setting import load_setting
     from pipeline.learn.policy import load_policy
     from pipeline.learn.vllm_engine import choose_engine
+    from pipeline.workspace import Workspace
 
     logger = logging.getLogger("pipeline.bench")
-    policy_dir = scratch_dir / "policy"
-    setting = build_setting(shape, device, scratch_dir, policy_dir, effort)
-    asked = setting.params.policy
+    params = write_inputs(shape, device, scratch_dir, engine, effort)
+    world, asked = Workspace.at(scratch_dir / "world"), params.policy
+    setting = load_setting(world, params)
     logger.info("gpu: embedding")
     embedding = costs.measure_embedding(setting, effort.num_images * shape.scorer_batch, effort.num_calls)
+    batches = [costs.load_batch(setting, size) for size in shape.batch_sizes]
+    del setting  # and the scorer on the device: the peaks of answers are the policy's own
     logger.info("gpu: answers")
-    policy = load_policy(policy_dir, asked)
-    prompt_tokens = costs.count_prompt_tokens(policy, setting)
+    policy = load_policy(asked.path, asked)
+    prompt_tokens = costs.count_prompt_tokens(policy, batches[0])
     num_parameters = sum(weights.numel() for weights in policy.model.parameters())
     answers = [
-        costs.measure_answers(policy, setting, batch_size, ending, shape.side_px, effort.num_calls)
+        costs.measure_answers(policy, batch, ending, shape.side_px, effort.num_calls)
         for ending in ENDINGS
-        for batch_size in shape.batch_sizes
+        for batch in batches
     ]
     del policy
     if choose_engine(asked) == "vllm":
-        answers += [
-            costs.measure_vllm_answers(policy_dir, asked, setting, batch_size, effort.num_calls)
-            for batch_size in shape.batch_sizes
-        ]
+        answers += [costs.measure_vllm_answers(Path(asked.path), asked, batch, effort.num_calls) for batch in batches]
     trained = asked.model_copy(update={"dtype": "auto", "lora": LoraParams()})
     train = TrainParams(max_steps=effort.num_steps, queries_per_step=2, group_size=_GROUP_SIZE, num_region=3,
                         num_full=2, beta=0.1, save_steps=1000)  # fmt: skip
-    steps = []
+    setting, steps = load_setting(world, params), []
     for ending in ENDINGS:
         logger.info("gpu: r-GRPO steps, %s", ending)
-        steps.append(costs.measure_step(policy_dir, trained, train, setting, ending, shape.side_px))
+        steps.append(costs.measure_step(Path(asked.path), trained, train, setting, ending, shape.side_px))
     on_gpu = device.type == "cuda"
     return {
         "setting": {
@@ -158,16 +167,16 @@ def run(shape: Shape, device: torch.device, scratch_dir: Path, effort: Effort) -
     }
 
 
-def build_setting(shape: Shape, device: torch.device, scratch_dir: Path, policy_dir: Path, effort: Effort) -> Setting:
-    """Write both checkpoints and a small world of the shape's pictures, and bring it through index and retrieve."""
+def write_inputs(shape: Shape, device: torch.device, scratch_dir: Path, engine: str, effort: Effort) -> Params:
+    """Write both checkpoints and a small world of the shape's pictures, bring it through retrieve."""
     import json
 
     from benchmarks.large_shapes import save_policy, save_scorer
-    from benchmarks.setting import draw_world, load_setting, resize_world, run_stages
+    from benchmarks.setting import draw_world, resize_world, run_stages
     from pipeline.learn.seeding import seed_everything
     from pipeline.workspace import Workspace
 
-    scorer_dir = scratch_dir / "scorer"
+    policy_dir, scorer_dir = scratch_dir / "policy", scratch_dir / "scorer"
     params = Params.model_validate(
         {
             "demo": {"num_entities": effort.num_entities, "num_train": effort.num_train},
@@ -175,6 +184,7 @@ def build_setting(shape: Shape, device: torch.device, scratch_dir: Path, policy_
             "policy": {
                 "path": str(policy_dir),
                 "prompt": "instruct",
+                "engine": engine,
                 "max_new_tokens": shape.max_new_tokens,
                 "device": device.type,
                 "dtype": "bfloat16" if device.type == "cuda" else "float32",
@@ -190,7 +200,7 @@ def build_setting(shape: Shape, device: torch.device, scratch_dir: Path, policy_
     save_policy(shape, policy_dir, [query["question"] for query in queries], device)
     save_scorer(shape, scorer_dir, device)
     run_stages(world, params)
-    return load_setting(world, params)
+    return params
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ from pipeline.learn.seeding import seed_everything
 from pipeline.learn.vllm_engine import VllmPolicy
 from pipeline.planning.sizes import read_shapes
 
+Batch = tuple[list[Image.Image], list[str]]
+"""Pictures, decoded, and their questions."""
+
 _PARTS: Final = {"generation": "_generate", "reward": "_calculate_rewards"}
 
 
@@ -97,12 +100,10 @@ class EmbeddingCost:
     peak_gb: float | None
 
 
-def measure_answers(
-    policy: Policy, setting: Setting, batch_size: int, ending: Ending, side_px: int, num_calls: int
-) -> AnswerCost:
-    """Return what answers by transformers cost."""
-    policy.params = policy.params.model_copy(update={"batch_size": batch_size})
-    images, questions = load_batch(setting, batch_size)
+def measure_answers(policy: Policy, batch: Batch, ending: Ending, side_px: int, num_calls: int) -> AnswerCost:
+    """Return what answers by transformers to one batch cost."""
+    images, questions = batch
+    policy.params = policy.params.model_copy(update={"batch_size": len(images)})
 
     def work() -> tuple[Spread, float]:
         with speak(policy, ending, side_px) as lengths:
@@ -111,19 +112,17 @@ def measure_answers(
 
     measured = measure_on(policy.model.device, work)
     seconds, num_tokens = measured.result or (None, None)
-    return _build_answer_cost("transformers", ending, batch_size, num_tokens, seconds, measured.peak_gb)
+    return _build_answer_cost("transformers", ending, len(images), num_tokens, seconds, measured.peak_gb)
 
 
-def measure_vllm_answers(
-    policy_dir: Path, params: PolicyParams, setting: Setting, batch_size: int, num_calls: int
-) -> AnswerCost:
-    """Return what answers by vLLM cost; random weights end none of them early."""
-    images, questions = load_batch(setting, batch_size)
-    policy = VllmPolicy(policy_dir, params.model_copy(update={"batch_size": batch_size}))
+def measure_vllm_answers(policy_dir: Path, params: PolicyParams, batch: Batch, num_calls: int) -> AnswerCost:
+    """Return what answers by vLLM to one batch cost; random weights end none of them early."""
+    images, questions = batch
+    policy = VllmPolicy(policy_dir, params.model_copy(update={"batch_size": len(images)}))
     device = torch.device("cuda")
     measured = measure_on(device, lambda: time_calls(lambda: policy.decide(images, questions), device, num_calls))
     # vLLM keeps its tensors in a process of its own, where this one's counter sees nothing.
-    return _build_answer_cost("vllm", "longest", batch_size, None, measured.result, None)
+    return _build_answer_cost("vllm", "longest", len(images), None, measured.result, None)
 
 
 def measure_step(
@@ -207,9 +206,9 @@ def measure_embedding(setting: Setting, num_images: int, num_calls: int) -> Embe
     )
 
 
-def count_prompt_tokens(policy: Policy, setting: Setting) -> int:
-    """Return the tokens of one prompt, those of its picture among them."""
-    (image,), (question,) = load_batch(setting, 1)
+def count_prompt_tokens(policy: Policy, batch: Batch) -> int:
+    """Return the tokens of the first prompt, those of its picture among them."""
+    image, question = batch[0][0], batch[1][0]
     prompt = policy.processor.apply_chat_template(
         build_messages(question, policy.params), add_generation_prompt=True, tokenize=False
     )
@@ -221,7 +220,7 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in read_shapes(folder).values())
 
 
-def load_batch(setting: Setting, batch_size: int) -> tuple[list[Image.Image], list[str]]:
+def load_batch(setting: Setting, batch_size: int) -> Batch:
     """Return as many queries as a batch takes, pictures decoded; small worlds give some of them more than once."""
     queries = list(setting.queries.values())
     chosen = [queries[number % len(queries)] for number in range(batch_size)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from transformers import CLIPModel, Qwen2_5_VLForConditionalGeneration
 
@@ -107,7 +108,7 @@ def test_any_other_fault_is_none(small_device: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return gpu.run(TINY, torch.device("cpu"), tmp_path_factory.mktemp("gpu"), EFFORT)
+    return gpu.run(TINY, torch.device("cpu"), tmp_path_factory.mktemp("gpu"), "auto", EFFORT)
 
 
 @pytest.mark.smoke
@@ -158,7 +159,6 @@ def test_answers_that_run_out_of_memory_leave_their_row(
     policy = SimpleNamespace(
         params=load_params(CHECKOUT / "params.yaml").policy, model=SimpleNamespace(device=small_device)
     )
-    monkeypatch.setattr("benchmarks.large_costs.load_batch", lambda *_: ([], []))
     monkeypatch.setattr("benchmarks.large_costs.speak", lambda *_: _run_out())
-    row = measure_answers(policy, None, 128, "longest", 616, 1)  # type: ignore[arg-type]
+    row = measure_answers(policy, ([Image.new("RGB", (2, 2))] * 128, ["?"] * 128), "longest", 616, 1)  # type: ignore[arg-type]
     assert (row.batch_size, row.samples_per_s, row.s_per_sample, row.peak_gb) == (128, None, None, 5.0)
