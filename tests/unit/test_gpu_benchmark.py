@@ -162,3 +162,11 @@ def test_answers_that_run_out_of_memory_leave_their_row(
     monkeypatch.setattr("benchmarks.large_costs.speak", lambda *_: _run_out())
     row = measure_answers(policy, ([Image.new("RGB", (2, 2))] * 128, ["?"] * 128), "longest", 616, 1)  # type: ignore[arg-type]
     assert (row.batch_size, row.samples_per_s, row.s_per_sample, row.peak_gb) == (128, None, None, 5.0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_peaks_too(tmp_path: Path) -> None:
+    report = gpu.run(TINY, torch.device("cuda"), tmp_path, "transformers", EFFORT)
+    for row in (*report["answers"], *report["steps"], report["embedding"]):
+        assert row["peak_gb"] > 0
+    assert report["machine"]["memory_gb"] > 0
