@@ -83,7 +83,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 def _decide_all(
     params: Params, workspace: Workspace, val: m.QuerySet, test: m.QuerySet
 ) -> tuple[dict[str, list[m.Choice]], ProbedPolicy]:
-    from pipeline.learn.policy import load_policy
+    from pipeline.learn.vllm_engine import load_asked_policy
 
     def ask(policy: m.DecidingPolicy, name: str, *, blind: bool = False) -> list[m.Choice]:
         return m.ask_policy(policy, test.queries, workspace.data_dir, params, name=name, blind=blind)
@@ -92,10 +92,10 @@ def _decide_all(
         "full": m.choose_full(test.queries),
         "centre": m.choose_centre(test.queries),
         "random": m.choose_random(test.queries, params.search, params.seed),
-        "base": ask(load_policy(params.policy.path, params.policy), "base"),
-        "sft": ask(load_policy(workspace.sft_dir, params.policy), "sft"),
+        "base": ask(load_asked_policy(params.policy.path, params.policy), "base"),
+        "sft": ask(load_asked_policy(workspace.sft_dir, params.policy), "sft"),
     }
-    trained = load_policy(workspace.policy_dir, params.policy)
+    trained = load_asked_policy(workspace.policy_dir, params.policy)
     choices["rgrpo"] = ask(trained, "rgrpo")
     choices["rgrpo_blind"] = ask(trained, "rgrpo_blind", blind=True)
     return choices, _probe(trained, params, workspace, val, test, choices["rgrpo"])
