@@ -33,6 +33,7 @@ WORLD_NUM_VAL: Final = 8
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+GrocerySeed = Annotated[int, typer.Option(help="seed of the deal of photos; the same for data and models")]
 
 
 class _Commands(typer.core.TyperGroup):
@@ -56,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Region-R1: crop the query image before multi-modal re-ranking, when that helps.",
 )
-demo = typer.Typer(no_args_is_help=True, help="The procedural demo world.")
+demo = typer.Typer(no_args_is_help=True, help="The procedural demo world, and groceries: a second one of real photos.")
 params_commands = typer.Typer(no_args_is_help=True, help="Parameter files.")
 data_commands = typer.Typer(no_args_is_help=True, help="Raw data: own files and published data sets.")
 app.add_typer(demo, name="demo")
@@ -220,6 +221,35 @@ def build_models(
     from pipeline.demo.build_models import build_models as build
 
     build(out, seed, lambda line: typer.echo(line, err=True))
+
+
+@demo.command("groceries")
+def make_groceries(
+    path: Annotated[Path, typer.Argument(help="folder of the GroceryStoreDataset: classes.csv, train.txt, val.txt")],
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist")] = Path("data"),
+    seed: GrocerySeed = 0,
+) -> None:
+    """Make a data set of real shop photos and mosaics of them, asked about 81 products."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; move it away, or name another folder with --out")
+    from pipeline.demo.groceries.catalogue import read_catalogue
+    from pipeline.demo.groceries.dataset import write_dataset
+
+    write_dataset(read_catalogue(path, seed), seed, out)
+    typer.echo(f"wrote {out}", err=True)
+
+
+@demo.command("groceries-models")
+def build_grocery_models(
+    path: Annotated[Path, typer.Argument(help="folder of the GroceryStoreDataset: classes.csv, train.txt, val.txt")],
+    out: Annotated[Path, typer.Option(help="folder to write groceries-clip and groceries-llava into")] = Path("models"),
+    seed: GrocerySeed = 0,
+) -> None:
+    """Teach the demo's tiny models the groceries; takes about an hour on two cores."""
+    from pipeline.demo.groceries.build_models import build_grocery_models as build
+    from pipeline.demo.groceries.catalogue import read_catalogue
+
+    build(read_catalogue(path, seed), out, seed, lambda line: typer.echo(line, err=True))
 
 
 @demo.command("evaluate")

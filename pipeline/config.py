@@ -134,6 +134,11 @@ class PolicyParams(_Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto", description="auto: what transformers takes, SDPA where the model has it"
     )
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto",
+        description="what generates answers in evaluation; auto: vLLM where it is installed beside a GPU, "
+        "transformers for built-in models and everywhere else",
+    )
     lora: LoraParams | None = Field(default=None, description="train an adapter; without it all weights are trained")
     size: StatedSize | None = None
 

@@ -7,6 +7,9 @@
 
 Coordinates are those of the model's `Frame`. White space around either form and inside the JSON is free;
 anything else is `Malformed` and is never read as FULL.
+
+Generation stops where an action is complete (docs/method.md, D35): `cut_after_action` drops what a sampler may have
+drawn beyond it.
 """
 
 from __future__ import annotations
@@ -55,6 +58,24 @@ def parse_completion(text: str, frame: Frame) -> Decision:
     if not body.endswith(REGION_CLOSING):
         return Malformed(f"does not end with {REGION_CLOSING}")
     return _parse_call(body.removesuffix(REGION_CLOSING), frame)
+
+
+def find_action_end(text: str) -> int | None:
+    """Return where the action that the text opens with is complete; None as long as it is not.
+
+    A crop ends with the first `</tool_call>`, whatever the call says; FULL ends with its last letter.
+    """
+    answer = text.lstrip()
+    lead = len(text) - len(answer)
+    if answer.startswith(FULL_ANSWER):
+        return lead + len(FULL_ANSWER)
+    closing = answer.find(REGION_CLOSING) if answer.startswith(REGION_OPENING) else -1
+    return None if closing < 0 else lead + closing + len(REGION_CLOSING)
+
+
+def cut_after_action(text: str) -> str:
+    """Return the text up to the end of its action; text without a complete action stays whole."""
+    return text[: find_action_end(text)]
 
 
 def _parse_call(body: str, frame: Frame) -> Decision:

@@ -7,34 +7,24 @@ vision-language model stand in a large run. All learn on studio worlds alone, wh
 from __future__ import annotations
 
 import json
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-import torch
 from transformers import set_seed
 
 from pipeline.demo import tiny_clip, tiny_llava, tiny_siglip
 from pipeline.demo.contrast import draw_studio_views, train_contrast, write_studio_articles
 from pipeline.demo.emblems import COLOURS
-from pipeline.demo.grounding import (
-    DenseHeads,
-    GroundingRecipe,
-    build_dense_targets,
-    measure_grounding,
-    train_grounding,
-)
+from pipeline.demo.grounding import GroundingRecipe, Lessons, measure_grounding, train_grounding
+from pipeline.demo.milestones import Say, count_up, describe_machine, format_shares, report_steps
+from pipeline.demo.references import phrase_question
 from pipeline.demo.scorer_design import ScorerDesign
 from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.studio import draw_studio_scenes, iterate_texts
-from pipeline.progress import Advance, track
+from pipeline.progress import track
 from pipeline.store import replace_dir, write_text
-
-Say = Callable[[str], None]
 
 NUM_SCENES: Final = 24_000
 NUM_HELD_OUT: Final = 1_500
@@ -65,8 +55,8 @@ def build_scorer(design: ScorerDesign, folder: Path, seed: int, say: Say) -> Non
     model = design.build_model(processor)
     for number, recipe in enumerate(design.rounds):
         with track(f"{design.name}: scenes drawn", recipe.num_scenes) as advance:
-            data = draw_studio_views(_VIEWS + seed + number, recipe, design.image_size_px, _count_up(advance))
-        with _report_steps(f"{design.name}: steps", recipe.num_steps, say) as report:
+            data = draw_studio_views(_VIEWS + seed + number, recipe, design.image_size_px, count_up(advance))
+        with report_steps(f"{design.name}: steps", recipe.num_steps, say) as report:
             train_contrast(model, processor, design, data, recipe, _CONTRAST + seed + number, report)
     minutes = (time.monotonic() - started) / 60
     say(f"{design.name}: done in {minutes:.0f} min")
@@ -83,21 +73,19 @@ def build_llava(folder: Path, seed: int, say: Say) -> None:
     started = time.monotonic()
     recipe = GroundingRecipe()
     with track("tiny-llava: scenes drawn", NUM_SCENES + NUM_HELD_OUT) as advance:
-        count = _count_up(advance)
+        count = count_up(advance)
         scenes, pixels = draw_studio_scenes(_SCENES + seed, NUM_SCENES, tiny_llava.IMAGE_SIZE_PX, count)
-        count = _count_up(advance)
+        count = count_up(advance)
         held_out, held_pixels = draw_studio_scenes(_HELD_OUT + seed, NUM_HELD_OUT, tiny_llava.IMAGE_SIZE_PX, count)
     tokenizer = tiny_llava.build_tokenizer(iterate_texts(_TEXTS + seed, _NUM_TEXTS))
     set_seed(seed)
     model = tiny_llava.build_model(tokenizer)
-    roles = sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
-    targets = build_dense_targets(scenes, list(KINDS), list(COLOURS), roles)
-    heads = DenseHeads(
-        tiny_llava.find_word_ids(tokenizer, KINDS), tiny_llava.find_word_ids(tokenizer, COLOURS), len(roles)
+    lessons = Lessons(scenes, pixels, [list(KINDS), list(COLOURS)], phrase_question)
+    with report_steps("tiny-llava: steps", recipe.num_steps, say) as report:
+        train_grounding(model, tokenizer, lessons, recipe, _GROUNDING + seed, report)
+    shares = measure_grounding(
+        model, tokenizer, replace(lessons, scenes=held_out, pixels_N=held_pixels), _HELD_OUT + seed
     )
-    with _report_steps("tiny-llava: steps", recipe.num_steps, say) as report:
-        train_grounding(model, tokenizer, scenes, pixels, targets, heads, recipe, _GROUNDING + seed, report)
-    shares = measure_grounding(model, tokenizer, held_out, held_pixels, _HELD_OUT + seed)
     minutes = (time.monotonic() - started) / 60
     found = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
     say(f"tiny-llava: boxes with IoU above 0.5 on {NUM_HELD_OUT} held-out scenes: {found}")
@@ -109,39 +97,6 @@ def build_llava(folder: Path, seed: int, say: Say) -> None:
         write_text(partial / "README.md", card)
 
 
-def _count_up(advance: Advance) -> Callable[[int], None]:
-    """Turn totals so far into increments."""
-    done = 0
-
-    def report(total: int) -> None:
-        nonlocal done
-        advance(total - done)
-        done = total
-
-    return report
-
-
-@contextmanager
-def _report_steps(
-    what: str, num_steps: int, say: Say, every: int = 100
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    with track(what, num_steps) as advance:
-
-        def report(step: int, figures: dict[str, float]) -> None:
-            advance(1)
-            if (step + 1) % every == 0:
-                said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-                say(f"{what} {step + 1} of {num_steps}: {said}")
-
-        yield report
-
-
-def _describe_machine(minutes: float) -> str:
-    return (
-        f"{minutes:.0f} minutes on {torch.get_num_threads()} threads ({platform.machine()}, torch {torch.__version__})"
-    )
-
-
 def _write_scorer_card(design: ScorerDesign, model_class: type, num_parameters: int, seed: int, minutes: float) -> str:
     return f"""# {design.name}
 
@@ -151,7 +106,7 @@ profile.
 - Class: `{model_class.__name__}`, {design.image_size_px} x {design.image_size_px} input (pictures are squashed, never
   cropped), {design.dim} dimensions, float32 safetensors.
 - Trained from nothing by `region-r1 demo build-models` (pipeline/demo/contrast.py), seed {seed}, on
-  scenes of studio worlds, whose emblems no demo world shows; {_describe_machine(minutes)}.
+  scenes of studio worlds, whose emblems no demo world shows; {describe_machine(minutes)}.
 - Rounds: {json.dumps([asdict(recipe) for recipe in design.rounds])}
 - Good for the demo only: it knows ten kinds of emblem, eight colours and six patterns, and nothing of the real world.
 """
@@ -160,7 +115,6 @@ profile.
 def _write_llava_card(
     num_parameters: int, recipe: GroundingRecipe, seed: int, minutes: float, shares: dict[str, float]
 ) -> str:
-    rows = "\n".join(f"| {kind} | {share:.1%} |" for kind, share in shares.items())
     return f"""# tiny-llava
 
 A LLaVA of {num_parameters:,} parameters that can point at what a question names: the base policy of the demo profile.
@@ -168,7 +122,7 @@ A LLaVA of {num_parameters:,} parameters that can point at what a question names
 - Class: `LlavaForConditionalGeneration` (CLIP tower of 4 layers, Qwen2 decoder of 4 layers), 112 x 112 input, boxes
   in a frame of 28 x 28 units, float32 safetensors.
 - Trained from nothing by `region-r1 demo build-models` (pipeline/demo/grounding.py), seed {seed}, on {NUM_SCENES:,}
-  scenes of a studio world whose emblems no demo world shows; {_describe_machine(minutes)}.
+  scenes of a studio world whose emblems no demo world shows; {describe_machine(minutes)}.
 - Recipe: {json.dumps(asdict(recipe))}
 - It has not learned when a crop pays: {recipe.full_share:.0%} of its training answers, drawn at random, keep the
   full image. Nor does it know what the scorer likes: its boxes are those of the things.
@@ -177,7 +131,7 @@ Share of boxes with IoU above 0.5 on {NUM_HELD_OUT:,} held-out scenes (decision 
 
 | reference | IoU > 0.5 |
 |---|---|
-{rows}
+{format_shares(shares)}
 
 Good for the demo only.
 """

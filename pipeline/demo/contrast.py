@@ -27,7 +27,8 @@ from pipeline.demo.entities import Entity, build_entities, invent_entity
 from pipeline.demo.scenes import draw_gallery
 from pipeline.demo.scorer_design import ContrastRecipe, ScorerDesign, Untyped
 from pipeline.demo.silhouettes import KINDS
-from pipeline.demo.studio import NUM_STUDIO_ENTITIES, draw_studio_scene, normalise, squash
+from pipeline.demo.studio import NUM_STUDIO_ENTITIES, draw_studio_scene
+from pipeline.demo.training_scenes import normalise, squash
 from pipeline.types import Box
 
 # Shapes: V views, E entities, B rows of a batch, D dimensions.
@@ -208,7 +209,7 @@ def _draw_view_chunk(task: tuple[int, int, int, float, int]) -> tuple[npt.NDArra
             thing = scene.things[int(rng.integers(len(scene.things)))]
             whole = float(rng.random()) < scene_share
             views.append(squash(image if whole else _cut(image, thing.box, rng), image_size_px))
-            owners.append(thing.entity_index)
+            owners.append(thing.index)
     return np.stack(views), owners
 
 

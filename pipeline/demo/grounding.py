@@ -1,8 +1,8 @@
 """Teach the tiny LLaVA to point: the answer's cross-entropy beside a dense loss on every image patch.
 
 From the answer alone a model of this size does not learn where things are (docs/log.md). So while it learns to
-answer, linear heads, thrown away afterwards, must read from each patch of the vision tower what lies there: kind,
-colour, the thing's box, and the parts it plays in the scene ("top left", "largest"); and from each patch inside the
+answer, linear heads, thrown away afterwards, must read from each patch of the vision tower what lies there: its
+names, the thing's box, and the parts it plays in the scene ("top left", "largest"); and from each patch inside the
 decoder, which reads the question first, whether it is what the question means.
 
 The model learns both forms of the answer, but not when to use which: a fixed share of training answers, drawn at
@@ -26,13 +26,15 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from pipeline.core.boxes import Frame, compute_iou
 from pipeline.core.completion import format_decision, parse_completion
 from pipeline.demo.contrast import compute_lr_factor
-from pipeline.demo.studio import StudioScene, normalise
-from pipeline.demo.tiny_llava import ASSISTANT, END, FRAME_UNITS, HIDDEN_SIZE, IMAGE, NUM_PATCHES, USER
+from pipeline.demo.tiny_llava import ASSISTANT, END, FRAME_UNITS, HIDDEN_SIZE, IMAGE, NUM_PATCHES, USER, find_word_ids
+from pipeline.demo.training_scenes import TrainingScene, normalise
 from pipeline.types import Box, Crop, KeepFull
 
 # Shapes: B scenes, R questions a scene, N = B * R, P patches, H hidden, T tokens.
 FRAME: Final = Frame(FRAME_UNITS, FRAME_UNITS)
 _GRID: Final = math.isqrt(NUM_PATCHES)
+
+Ask = Callable[[str, np.random.Generator], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +51,39 @@ class GroundingRecipe:
     dense_weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a model learns pointing from, or is measured on.
+
+    Attributes:
+        scenes: N of them.
+        pixels_N: (N, 3, 112, 112) their pictures.
+        vocabularies: the words that each of a thing's names is one of.
+        ask: words a question about what a phrase points at.
+    """
+
+    scenes: Sequence[TrainingScene]
+    pixels_N: npt.NDArray[np.uint8]
+    vocabularies: Sequence[Sequence[str]]
+    ask: Ask
+
+
 class DenseHeads(nn.Module):
     """Read-outs of one patch, used in training only.
 
-    Kind and colour are read from what the decoder is shown of a patch, against the embeddings of the very words that
-    questions use, so that to find a patch the decoder has only to compare it with the words. Box and parts are linear
-    read-outs of the vision tower's state.
+    Names are read from what the decoder is shown of a patch, against the embeddings of the very words that questions
+    use, so that to find a patch the decoder has only to compare it with the words. Box and parts are linear read-outs
+    of the vision tower's state.
 
     Args:
-        kind_ids: token of each kind's word.
-        colour_ids: token of each colour's word.
+        vocabularies: of each vocabulary, the tokens of each name; a name of several words is their mean.
         num_roles: parts that a thing can play in a scene.
     """
 
-    def __init__(self, kind_ids: Sequence[int], colour_ids: Sequence[int], num_roles: int) -> None:
+    def __init__(self, vocabularies: Sequence[Sequence[Sequence[int]]], num_roles: int) -> None:
         super().__init__()
-        self.kind_ids, self.colour_ids = torch.tensor(kind_ids), torch.tensor(colour_ids)
-        self.background = nn.Parameter(torch.zeros(2, HIDDEN_SIZE))
+        self.vocabularies = [[torch.tensor(tokens) for tokens in names] for names in vocabularies]
+        self.background = nn.Parameter(torch.zeros(len(vocabularies), HIDDEN_SIZE))
         self.log_scale = nn.Parameter(torch.tensor(0.0))
         self.read = nn.Linear(HIDDEN_SIZE, 4 * (FRAME_UNITS + 1) + num_roles)
         self.match = nn.Linear(HIDDEN_SIZE, 1)
@@ -77,7 +95,7 @@ class DenseHeads(nn.Module):
         words_VH: torch.Tensor,
         targets: DenseTargets,
     ) -> torch.Tensor:
-        """Return the summed loss of the four read-outs, a scalar.
+        """Return the summed loss of the read-outs, a scalar.
 
         Args:
             vision_BPH: states of the vision tower.
@@ -85,13 +103,16 @@ class DenseHeads(nn.Module):
             words_VH: the decoder's token embeddings.
             targets: what lies under each patch.
         """
-        on_thing_BP = targets.kind_BP < len(self.kind_ids)
+        on_thing_BP = targets.names_KBP[0] < len(self.vocabularies[0])
         box, role = (
             self.read(vision_BPH).float()[on_thing_BP].split([4 * (FRAME_UNITS + 1), targets.role_BPR.shape[-1]], -1)
         )
+        named = [
+            self._name(shown_BPH, torch.stack([words_VH[tokens].mean(0) for tokens in names]), background, names_BP)
+            for names, background, names_BP in zip(self.vocabularies, self.background, targets.names_KBP, strict=True)
+        ]
         return (
-            self._name(shown_BPH, words_VH[self.kind_ids], self.background[0], targets.kind_BP)
-            + self._name(shown_BPH, words_VH[self.colour_ids], self.background[1], targets.colour_BP)
+            torch.stack(named).sum()
             + 0.5 * F.cross_entropy(box.reshape(-1, FRAME_UNITS + 1), targets.box_BP4[on_thing_BP].flatten())
             + F.binary_cross_entropy_with_logits(role, targets.role_BPR[on_thing_BP])
         )
@@ -115,45 +136,40 @@ class DenseHeads(nn.Module):
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """What lies under each patch: class indices (the last one is background), box units, parts played."""
+    """What lies under each patch: a name of each of K vocabularies (one past the last is background), box, parts."""
 
-    kind_BP: torch.Tensor
-    colour_BP: torch.Tensor
+    names_KBP: torch.Tensor
     box_BP4: torch.Tensor
     role_BPR: torch.Tensor
 
     def pick(self, rows_B: torch.Tensor) -> DenseTargets:
         """Return the targets of some scenes."""
-        return DenseTargets(self.kind_BP[rows_B], self.colour_BP[rows_B], self.box_BP4[rows_B], self.role_BPR[rows_B])
+        return DenseTargets(self.names_KBP[:, rows_B], self.box_BP4[rows_B], self.role_BPR[rows_B])
 
 
 def build_dense_targets(
-    scenes: Sequence[StudioScene], kinds: Sequence[str], colours: Sequence[str], roles: Sequence[str]
+    scenes: Sequence[TrainingScene], vocabularies: Sequence[Sequence[str]], roles: Sequence[str]
 ) -> DenseTargets:
     """Lay each scene's things over the patch grid: a patch belongs to the thing under its centre."""
     count = len(scenes)
-    kind = torch.full((count, _GRID, _GRID), len(kinds))
-    colour = torch.full((count, _GRID, _GRID), len(colours))
+    names = torch.stack([torch.full((count, _GRID, _GRID), len(words)) for words in vocabularies])
     box = torch.zeros((count, _GRID, _GRID, 4), dtype=torch.long)
     role = torch.zeros((count, _GRID, _GRID, len(roles)))
     for row, scene in enumerate(scenes):
         for position, thing in enumerate(scene.things):
             inside = _cover(thing.box)
-            kind[row][inside] = kinds.index(thing.kind)
-            colour[row][inside] = colours.index(thing.colour)
+            for vocabulary, (words, name) in enumerate(zip(vocabularies, thing.names, strict=True)):
+                names[vocabulary, row][inside] = words.index(name)
             box[row][inside] = torch.tensor([round(edge * FRAME_UNITS) for edge in thing.box.as_tuple()])
             played = {reference.phrase for reference in scene.references if reference.thing == position}
             role[row][inside] = torch.tensor([float(name in played) for name in roles])
-    return DenseTargets(kind.flatten(1), colour.flatten(1), box.flatten(1, 2), role.flatten(1, 2))
+    return DenseTargets(names.flatten(2), box.flatten(1, 2), role.flatten(1, 2))
 
 
 def train_grounding(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    scenes: Sequence[StudioScene],
-    pixels_N: npt.NDArray[np.uint8],
-    targets: DenseTargets,
-    heads: DenseHeads,
+    lessons: Lessons,
     recipe: GroundingRecipe,
     seed: int,
     report: Callable[[int, dict[str, float]], None],
@@ -163,32 +179,32 @@ def train_grounding(
     Args:
         model: untrained, or trained so far.
         tokenizer: its tokenizer.
-        scenes: what to learn from.
-        pixels_N: (N, 3, 112, 112) pictures of the scenes.
-        targets: what lies under each patch of each scene.
-        heads: the dense read-outs; trained along, thrown away by the caller.
+        lessons: what to learn from.
         recipe: steps, batch, rates.
         seed: order of scenes and choice of questions.
         report: called after each step with its figures.
     """
     rng = np.random.default_rng(seed)
+    roles = _list_roles(lessons.scenes)
+    targets = build_dense_targets(lessons.scenes, lessons.vocabularies, roles)
+    heads = DenseHeads([find_word_ids(tokenizer, names) for names in lessons.vocabularies], len(roles))
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: compute_lr_factor(step, recipe.warmup_steps, recipe.num_steps)
     )
-    order = _iterate_forever(len(scenes), recipe.num_scenes_per_step, rng)
+    order = _iterate_forever(len(lessons.scenes), recipe.num_scenes_per_step, rng)
     model.train()
     for step in range(recipe.num_steps):
         rows = next(order)
         examples = [
-            _write_example(scenes[row], rng, recipe.full_share)
+            _write_example(lessons.scenes[row], lessons.ask, rng, recipe.full_share)
             for row in rows
             for _ in range(recipe.num_questions_per_scene)
         ]
         asked = torch.stack([_cover(example.asked) for example in examples]).flatten(1).float()
         with torch.autocast("cpu", torch.bfloat16):
-            passed = _run_model(model, tokenizer, normalise(pixels_N[rows]), examples)
+            passed = _run_model(model, tokenizer, normalise(lessons.pixels_N[rows]), examples)
             words_VH = model.get_input_embeddings().weight
             dense_loss = heads(passed.vision_BPH, passed.shown_BPH, words_VH, targets.pick(torch.from_numpy(rows)))
             match_loss = heads.compute_match_loss(passed.patches_NPH, asked)
@@ -213,8 +229,7 @@ def train_grounding(
 def measure_grounding(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    scenes: Sequence[StudioScene],
-    pixels_N: npt.NDArray[np.uint8],
+    lessons: Lessons,
     seed: int,
 ) -> dict[str, float]:
     """Return the share of boxes with IoU above 0.5, over all references and by kind of reference.
@@ -224,12 +239,12 @@ def measure_grounding(
     rng = np.random.default_rng(seed)
     hits: dict[str, list[float]] = {}
     head = tokenizer.convert_tokens_to_ids("<tool_call>")
-    for start in range(0, len(scenes), 64):
-        batch = scenes[start : start + 64]
+    for start in range(0, len(lessons.scenes), 64):
+        batch = lessons.scenes[start : start + 64]
         picked = [scene.pick_reference(rng) for scene in batch]
-        texts = [_write_prompt(reference.ask(rng)) + "<tool_call>" for reference in picked]
+        texts = [_write_prompt(lessons.ask(reference.phrase, rng)) + "<tool_call>" for reference in picked]
         encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        pixel_values = normalise(pixels_N[start : start + 64])
+        pixel_values = normalise(lessons.pixels_N[start : start + 64])
         output = model.generate(**encoded, pixel_values=pixel_values, max_new_tokens=8, do_sample=False)
         for scene, reference, row in zip(batch, picked, output, strict=True):
             spoken = row[encoded["input_ids"].shape[1] :].tolist()
@@ -301,11 +316,16 @@ def _write_prompt(question: str) -> str:
     return USER + question + IMAGE * NUM_PATCHES + ASSISTANT
 
 
-def _write_example(scene: StudioScene, rng: np.random.Generator, full_share: float) -> _Example:
+def _write_example(scene: TrainingScene, ask: Ask, rng: np.random.Generator, full_share: float) -> _Example:
     reference = scene.pick_reference(rng)
     box = scene.things[reference.thing].box
     decision = KeepFull() if rng.random() < full_share else Crop(box)
-    return _Example(_write_prompt(reference.ask(rng)), format_decision(decision, FRAME) + END, box)
+    return _Example(_write_prompt(ask(reference.phrase, rng)), format_decision(decision, FRAME) + END, box)
+
+
+def _list_roles(scenes: Sequence[TrainingScene]) -> list[str]:
+    """Return the parts that a thing can play without being named: where it lies, how large it is."""
+    return sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
 
 
 def _cover(box: Box) -> torch.Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pipeline.demo.entities import Entity, build_entities
@@ -23,6 +21,7 @@ from pipeline.demo.scenes import (
     lay_out_clutter,
     lay_out_single,
 )
+from pipeline.demo.training_scenes import Reference, Thing, TrainingScene, squash
 from pipeline.types import Box
 
 NUM_STUDIO_ENTITIES: Final = 2160
@@ -31,46 +30,7 @@ _CLOSE_UP_SHARE: Final = 0.15
 _FOCI: Final[tuple[Focus, ...]] = ("any", "largest", "smallest")
 
 
-@dataclass(frozen=True, slots=True)
-class StudioThing:
-    """One thing of a scene."""
-
-    entity_index: int
-    kind: str
-    colour: str
-    box: Box
-
-
-@dataclass(frozen=True, slots=True)
-class StudioReference:
-    """One valid way to name a thing: its index in the scene, the kind of reference, the words."""
-
-    thing: int
-    kind: str
-    phrase: str
-
-    def ask(self, rng: np.random.Generator) -> str:
-        """Return a question in these words."""
-        return phrase_question(self.phrase, rng)
-
-
-@dataclass(frozen=True, slots=True)
-class StudioScene:
-    """What a training picture shows and how its things can be named."""
-
-    things: tuple[StudioThing, ...]
-    references: tuple[StudioReference, ...]
-
-    def pick_reference(self, rng: np.random.Generator) -> StudioReference:
-        """Return one reference: half of them by colour, the hardest to learn, the rest evenly among the other kinds."""
-        others = sorted({reference.kind for reference in self.references} - {"colour"})
-        by_colour = not others or float(rng.random()) < 0.5
-        kind = "colour" if by_colour else others[int(rng.integers(len(others)))]
-        options = [reference for reference in self.references if reference.kind == kind]
-        return options[int(rng.integers(len(options)))]
-
-
-def draw_studio_scene(seed: tuple[int, int], entities: Sequence[Entity]) -> tuple[StudioScene, Image.Image]:
+def draw_studio_scene(seed: tuple[int, int], entities: Sequence[Entity]) -> tuple[TrainingScene, Image.Image]:
     """Draw one training scene as a demo world would: clutter, or now and then a close-up."""
     rng = np.random.default_rng(seed)
     size_px = (_SIDES_PX[int(rng.integers(2))], _SIDES_PX[int(rng.integers(2))])
@@ -85,16 +45,16 @@ def draw_studio_scene(seed: tuple[int, int], entities: Sequence[Entity]) -> tupl
     image = draw_placements(cast, places, rng, size_px).image
     boxes = [place.box for place in places]
     things = tuple(
-        StudioThing(index, entity.kind, entity.colour, Box(*box))
+        Thing(index, (entity.kind, entity.colour), Box(*box))
         for index, entity, box in zip(chosen, cast, boxes, strict=True)
     )
     found = find_references([entity.look for entity in cast], boxes, size_px)
-    return StudioScene(things, tuple(StudioReference(*reference) for reference in found)), image
+    return TrainingScene(things, tuple(Reference(*reference) for reference in found)), image
 
 
 def draw_studio_scenes(
     seed: int, count: int, size_px: int, report: Callable[[int], None]
-) -> tuple[list[StudioScene], npt.NDArray[np.uint8]]:
+) -> tuple[list[TrainingScene], npt.NDArray[np.uint8]]:
     """Draw many scenes on all cores.
 
     Args:
@@ -106,7 +66,7 @@ def draw_studio_scenes(
     Returns:
         The scenes, and their pictures as (count, 3, size_px, size_px).
     """
-    scenes: list[StudioScene] = []
+    scenes: list[TrainingScene] = []
     pixels = np.empty((count, 3, size_px, size_px), dtype=np.uint8)
     tasks = [(seed, start, min(start + 250, count), size_px) for start in range(0, count, 250)]
     with multiprocessing.get_context("spawn").Pool() as pool:
@@ -125,21 +85,10 @@ def iterate_texts(seed: int, count: int) -> Iterator[str]:
         yield f"{entity.title}. {entity.article}"
     for number in range(count):
         scene, _ = draw_studio_scene((seed, 10_000_000 + number), entities)
-        yield scene.pick_reference(rng).ask(rng)
+        yield phrase_question(scene.pick_reference(rng).phrase, rng)
 
 
-def squash(image: Image.Image, size_px: int) -> npt.NDArray[np.uint8]:
-    """Return the picture as (3, size_px, size_px), its aspect ratio given up."""
-    resized = image.resize((size_px, size_px), Image.Resampling.BICUBIC)
-    return np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def normalise(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Return float pixels as both processors give them: mean 0.5, deviation 0.5."""
-    return torch.from_numpy(pixels).float().div_(127.5).sub_(1.0)
-
-
-def _draw_chunk(task: tuple[int, int, int, int]) -> tuple[list[StudioScene], npt.NDArray[np.uint8]]:
+def _draw_chunk(task: tuple[int, int, int, int]) -> tuple[list[TrainingScene], npt.NDArray[np.uint8]]:
     seed, start, stop, size_px = task
     entities = build_entities(seed, NUM_STUDIO_ENTITIES, "studio")
     drawn = [draw_studio_scene((seed, number), entities) for number in range(start, stop)]

@@ -86,16 +86,9 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def find_word_ids(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> list[int]:
-    """Return the one token of each word as it stands inside a sentence.
-
-    Raises:
-        ValueError: a word takes several tokens; train the tokenizer on more text.
-    """
-    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
-    if any(len(tokens) != 1 for tokens in ids):
-        raise ValueError("every word of a look must be one token")
-    return [tokens[0] for tokens in ids]
+def find_word_ids(tokenizer: PreTrainedTokenizerFast, names: Iterable[str]) -> list[list[int]]:
+    """Return the tokens of each name as it stands inside a sentence; one a word where the tokenizer has learned it."""
+    return [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:

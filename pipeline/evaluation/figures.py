@@ -44,6 +44,7 @@ METRICS = (
     "headroom",
     "iou",
 )
+BREAKDOWN_METRICS = ("cond_recall_at_1", "rc_rate", "harm_rate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,10 +274,7 @@ def _break_down(
 
 
 def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:
-    return {
-        metric: _measure_share(*_terms_of(table, method, metric, member), sure)
-        for metric in ("cond_recall_at_1", "rc_rate")
-    }
+    return {metric: _measure_share(*_terms_of(table, method, metric, member), sure) for metric in BREAKDOWN_METRICS}
 
 
 def _score_infoseek(

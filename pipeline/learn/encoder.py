@@ -177,7 +177,7 @@ def load_encoder(params: ScorerParams) -> Encoder:
     return ClipEncoder(
         model,
         processor,
-        digest=_name_encoder(path, params),
+        digest=name_encoder(params),
         batch_size=params.batch_size,
         device=device,
     )
@@ -207,9 +207,13 @@ def _pick_dtype(params: ScorerParams, device: torch.device) -> torch.dtype | Non
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[params.dtype]
 
 
-def _name_encoder(path: Path, params: ScorerParams) -> str:
-    """Return the folder's hash; half precision that was asked for gives other vectors, so another name."""
-    digest = compute_model_digest(path)
+def name_encoder(params: ScorerParams) -> str:
+    """Return the folder's hash; half precision that was asked for gives other vectors, so another name.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    digest = compute_model_digest(resolve_model_path(params.path))
     return digest if params.dtype in ("auto", "float32") else f"{digest}-{params.dtype}"
 
 

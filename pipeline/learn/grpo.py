@@ -7,6 +7,7 @@ Departures from TRL's trainer (docs/method.md gives their numbers and measuremen
 - A forced decision is weighted as the policy's own sampling would weigh it (`damp_decisions`), for which one short
   forward pass a query reads p(REGION) and p(FULL).
 - A picture goes through the vision tower once, not once for each row of its group (`shared_pictures.py`).
+- A row ends with its action (`action_end.py`); the trainer would go on until an end token.
 - A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), one that was cut off does
   not count, and a resumed run goes on with the order of its own epoch (TRL's starts again with the first one's).
 
@@ -40,8 +41,9 @@ from pipeline.core.advantage import (
     count_zero_signal,
     damp_decisions,
 )
-from pipeline.core.completion import parse_completion
+from pipeline.core.completion import cut_after_action, parse_completion
 from pipeline.core.reward import Reward, compute_reward
+from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
@@ -80,6 +82,7 @@ _LOGGED: Final = {
     "decision/region_rate": "free_region_rate",
     "decision/malformed_rate": "malformed_rate",
     "group/zero_signal": "zero_signal_groups",
+    "completions/clipped_ratio": "clipped_rate",
 }
 
 
@@ -102,7 +105,7 @@ class PolicyReward:
     def parse(self, query_id: str, completion_ids: Sequence[int]) -> tuple[str, Decision]:
         """Return a completion's text and the decision that it states about the query's picture."""
         query = self._scorer.queries[query_id]
-        text: str = self._policy.processor.tokenizer.decode(completion_ids, skip_special_tokens=True)
+        text = cut_after_action(self._policy.processor.tokenizer.decode(completion_ids, skip_special_tokens=True))
         return text, parse_completion(text, self._policy.get_frame(query.width_px, query.height_px))
 
     def score(self, query_ids: Sequence[str], decisions: Sequence[Decision]) -> list[Reward]:
@@ -229,11 +232,22 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts = [[*prompt, *opening] for prompt, opening in zip(prompt_ids, forced, strict=True)]
         fields = {name: _extend_token_field(name, field, forced) for name, field in multimodal_fields.items()}
         # One generation a prompt: the rows of a group differ now, a server must not merge them.
-        spoken, logps = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
-        completions = [[*opening, *tokens] for opening, tokens in zip(forced, spoken, strict=True)]
-        if logps is not None:  # a sampler's log probabilities: none were drawn for forced tokens
-            logps = [[*[None] * len(opening), *row] for opening, row in zip(forced, logps, strict=True)]
-        return completions, logps
+        with stop_at_action(self.model, self._tokenizer, forced):
+            spoken, _ = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
+        completions = [
+            drop_beyond_action(self._tokenizer, [*opening, *tokens], self.eos_token_ids)
+            for opening, tokens in zip(forced, spoken, strict=True)
+        ]
+        return completions, None  # transformers' `generate`, the only sampler here, gives no log probabilities
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Generate, and count as clipped only what the length has cut: an action may end without an end token."""
+        output = super()._generate(prompts)
+        clipped = [ids[-1] not in self.eos_token_ids and not is_complete(self._tokenizer, ids) for ids in output[1]]
+        gathered = self.accelerator.gather(torch.tensor(clipped, device=self.accelerator.device))
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["completions/clipped_ratio"][-1] = gathered.float().mean().item()
+        return output
 
     # -- advantages ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.errors import ModelError
 from pipeline.store import read_json, write_json
 
-_BUILTIN_PREFIX: Final = "builtin:"
+BUILTIN_PREFIX: Final = "builtin:"
 _BUILTIN_DIR: Final = Path(__file__).resolve().parent.parent / "demo" / "models"
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 _BASE_FILE: Final = "base.json"
@@ -24,8 +24,8 @@ def resolve_model_path(spec: str | Path) -> Path:
         ModelError: no such folder.
     """
     text = str(spec)
-    if text.startswith(_BUILTIN_PREFIX):
-        return _resolve_builtin(text.removeprefix(_BUILTIN_PREFIX))
+    if text.startswith(BUILTIN_PREFIX):
+        return _resolve_builtin(text.removeprefix(BUILTIN_PREFIX))
     path = Path(text).expanduser()
     if not path.is_dir():
         raise ModelError(f"{text}: no such model folder")
@@ -36,7 +36,7 @@ def _resolve_builtin(name: str) -> Path:
     path = _BUILTIN_DIR / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or not path.is_dir():
         known = sorted(entry.name for entry in _BUILTIN_DIR.glob("*") if entry.is_dir())
-        raise ModelError(f"{_BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}")
+        raise ModelError(f"{BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}")
     return path
 
 

@@ -19,13 +19,15 @@ from transformers import (
     AutoModelForImageTextToText,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteriaList,
 )
 
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
-from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision, parse_completion
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
 from pipeline.core.prompts import build_prompt
 from pipeline.errors import ModelError
+from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
 from pipeline.learn.families import FrameOf, find_family, load_processor
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
@@ -51,7 +53,7 @@ class PolicyAnswer:
 
     Attributes:
         decision: the parsed answer.
-        completion: the text as it was spoken, special tokens left out.
+        completion: the text as it was spoken up to the action's end, special tokens left out.
         p_region: probability that the answer opens a region, 0 to 1: that of the opening's first token, before
             any sampling or forcing.
     """
@@ -234,12 +236,15 @@ class Policy:
             logits_processor=LogitsProcessorList(
                 [_ForcedOpening(self.region_ids, num_prompt_tokens)] if force_region else []
             ),
+            stopping_criteria=StoppingCriteriaList(
+                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, [[]] * len(frames))]
+            ),
             output_logits=True,
             return_dict_in_generate=True,
         )
         p_region_B = output.logits[0].float().softmax(-1)[:, self.region_ids[0]].tolist()
         spoken_BT = output.sequences[:, num_prompt_tokens:]
-        texts = self.processor.batch_decode(spoken_BT, skip_special_tokens=True)
+        texts = [cut_after_action(text) for text in self.processor.batch_decode(spoken_BT, skip_special_tokens=True)]
         return [
             PolicyAnswer(parse_completion(text, frame), text, p_region)
             for text, frame, p_region in zip(texts, frames, p_region_B, strict=True)

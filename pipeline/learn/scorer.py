@@ -24,7 +24,7 @@ from pipeline.core.boxes import box_to_px
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import DataError, StageError
 from pipeline.images import crop_view
-from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
+from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder, name_encoder
 from pipeline.learn.index import DocumentIndex, DocumentVectors, PictureFolder, load_index, score_candidates
 from pipeline.progress import Advance
 from pipeline.store import load_outcomes, load_pools, load_queries, read_json
@@ -102,10 +102,8 @@ class FrozenScorer:
             ModelError: the encoder cannot be loaded.
         """
         encoder = encoder or load_encoder(params.scorer)
-        index = load_index(workspace.index_dir, encoder.digest)
-        index.check_table(workspace.tables_dir / "documents.parquet")
+        index = _open_index(workspace, encoder.digest)
         pools_dir = workspace.pools_dir
-        check_pools_meta(pools_dir, encoder, index)
         pools = {pool.query_id: pool for pool in load_pools(pools_dir / "pools.parquet")}
         queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
         outcomes = load_outcomes(pools_dir / "baseline.parquet")
@@ -123,6 +121,16 @@ class FrozenScorer:
             pictures=PictureFolder(workspace.data_dir, params.data.max_image_pixels),
             batch_size=params.scorer.batch_size,
         )
+
+    @staticmethod
+    def check(params: Params, workspace: Workspace) -> None:
+        """Refuse what `load` would refuse of index and pools, without loading any weights.
+
+        Raises:
+            StageError: as for `load`.
+            ModelError: there is no such folder.
+        """
+        _open_index(workspace, name_encoder(params.scorer))
 
     @property
     def num_encoded(self) -> int:
@@ -235,7 +243,14 @@ def rank_views(views_ND: F32, pool: Pool, documents: DocumentVectors) -> list[Sc
     ]
 
 
-def check_pools_meta(pools_dir: Path, encoder: Encoder, index: DocumentIndex) -> None:
+def _open_index(workspace: Workspace, encoder_digest: str) -> DocumentIndex:
+    index = load_index(workspace.index_dir, encoder_digest)
+    index.check_table(workspace.tables_dir / "documents.parquet")
+    check_pools_meta(workspace.pools_dir, encoder_digest, index)
+    return index
+
+
+def check_pools_meta(pools_dir: Path, encoder_digest: str, index: DocumentIndex) -> None:
     """Refuse pools that were made with another encoder or other documents than these.
 
     Raises:
@@ -243,7 +258,7 @@ def check_pools_meta(pools_dir: Path, encoder: Encoder, index: DocumentIndex) ->
     """
     meta = read_json(pools_dir / "meta.json", stage="retrieve")
     found = (meta.get("encoder_digest"), meta.get("documents_sha256"))
-    if found != (encoder.digest, index.documents_sha256):
+    if found != (encoder_digest, index.documents_sha256):
         raise StageError(f"{pools_dir} was made with another encoder or other documents; run retrieve again")
 
 

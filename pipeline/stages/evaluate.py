@@ -57,9 +57,10 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     queries, pools = test.queries, test.pools
     for folder in (workspace.sft_dir, workspace.policy_dir):
         check_base(folder, params.policy.path)
-    # First, because a stale index shall not show only after hours of answers.
-    scorer = FrozenScorer.load(params, workspace)
+    # A stale index shall not show only after hours of answers; weights wait, for the policy needs the device.
+    FrozenScorer.check(params, workspace)
     choices, probed = _decide_all(params, workspace, val, test)
+    scorer = FrozenScorer.load(params, workspace)
     choices["oracle"] = m.search_oracle(scorer, pools, params.search)
     by_method = {name: m.score_choices(name, choices[name], queries, pools, scorer) for name in m.METHODS}
     results = [row for rows in by_method.values() for row in rows]
@@ -88,7 +89,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 def _decide_all(
     params: Params, workspace: Workspace, val: m.QuerySet, test: m.QuerySet
 ) -> tuple[dict[str, list[m.Choice]], ProbedPolicy]:
-    from pipeline.learn.policy import load_policy
+    from pipeline.learn.vllm_engine import load_asked_policy
 
     def ask(policy: m.DecidingPolicy, name: str, *, blind: bool = False) -> list[m.Choice]:
         return m.ask_policy(policy, test.queries, workspace.data_dir, params, name=name, blind=blind)
@@ -97,10 +98,10 @@ def _decide_all(
         "full": m.choose_full(test.queries),
         "centre": m.choose_centre(test.queries),
         "random": m.choose_random(test.queries, params.search, params.seed),
-        "base": ask(load_policy(params.policy.path, params.policy), "base"),
-        "sft": ask(load_policy(workspace.sft_dir, params.policy), "sft"),
+        "base": ask(load_asked_policy(params.policy.path, params.policy), "base"),
+        "sft": ask(load_asked_policy(workspace.sft_dir, params.policy), "sft"),
     }
-    trained = load_policy(workspace.policy_dir, params.policy)
+    trained = load_asked_policy(workspace.policy_dir, params.policy)
     choices["rgrpo"] = ask(trained, "rgrpo")
     choices["rgrpo_blind"] = ask(trained, "rgrpo_blind", blind=True)
     return choices, _probe(trained, params, workspace, val, test, choices["rgrpo"])

@@ -197,10 +197,13 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
         name = "base" if str(path).startswith("builtin:") else Path(str(path)).name
         return policies.setdefault(name, FakePolicy(name))
 
-    fake_module = types.ModuleType("pipeline.learn.policy")
-    fake_module.load_policy = load_policy  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pipeline.learn.policy", fake_module)
+    # The served model opens its policy by the first, the stage evaluate by the second.
+    for module, function in (("policy", "load_policy"), ("vllm_engine", "load_asked_policy")):
+        fake_module = types.ModuleType(f"pipeline.learn.{module}")
+        setattr(fake_module, function, load_policy)
+        monkeypatch.setitem(sys.modules, fake_module.__name__, fake_module)
     first, second = FakeScorer(all_queries, all_pools), FakeScorer(all_queries, all_pools, strength=0.3)
+    monkeypatch.setattr(scorer_module.FrozenScorer, "check", lambda *_: None)
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
     return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)

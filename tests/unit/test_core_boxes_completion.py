@@ -10,6 +10,8 @@ from pipeline.core.completion import (
     FULL_ANSWER,
     REGION_CLOSING,
     REGION_OPENING,
+    cut_after_action,
+    find_action_end,
     format_decision,
     parse_completion,
 )
@@ -249,6 +251,35 @@ def test_anything_else_is_malformed_with_its_reason(text, reason):
     decision = parse_completion(text, TINY)
     assert isinstance(decision, Malformed)
     assert reason in decision.reason
+
+
+actions = st.one_of(st.just(FULL_ANSWER), boxes.map(lambda box: format_decision(Crop(box), TINY)))
+
+
+@given(st.sampled_from(["", " ", "\n\t"]), actions, st.text())
+def test_whatever_follows_an_action_is_cut(lead, action, tail):
+    assert cut_after_action(lead + action + tail) == lead + action
+
+
+@given(actions, st.data())
+def test_an_action_is_not_over_before_its_last_sign(action, data):
+    said = action[: data.draw(st.integers(0, len(action) - 1))]
+    assert find_action_end(said) is None
+    assert cut_after_action(said) == said
+
+
+@given(st.text())
+def test_cutting_changes_no_answer_that_was_well_formed(text):
+    for said in (text, f"{REGION_OPENING}{text}{REGION_CLOSING}"):
+        before = parse_completion(said, TINY)
+        assert said.startswith(cut_after_action(said))
+        assert isinstance(before, Malformed) or parse_completion(cut_after_action(said), TINY) == before
+
+
+def test_a_mention_of_an_action_ends_nothing():
+    assert find_action_end(f"I would say {FULL_ANSWER}") is None
+    assert find_action_end(f"{REGION_CLOSING} {FULL_ANSWER}") is None
+    assert cut_after_action(f"{REGION_OPENING}?{REGION_CLOSING}{FULL_ANSWER}") == f"{REGION_OPENING}?{REGION_CLOSING}"
 
 
 def test_question_style_is_the_question_alone():

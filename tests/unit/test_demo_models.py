@@ -15,8 +15,10 @@ from pipeline.config import ScorerParams
 from pipeline.demo import contrast, grounding, studio, tiny_clip, tiny_llava, tiny_siglip
 from pipeline.demo.emblems import COLOURS
 from pipeline.demo.entities import build_entities, list_population
+from pipeline.demo.references import phrase_question
 from pipeline.demo.scorer_design import ContrastRecipe, ScorerDesign
 from pipeline.demo.silhouettes import KINDS
+from pipeline.demo.training_scenes import Reference, Thing, TrainingScene, normalise, squash
 from pipeline.learn.encoder import load_encoder
 from pipeline.learn.model_folder import resolve_model_path
 from pipeline.types import Box
@@ -33,21 +35,19 @@ def few_entities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[list[studio.StudioScene], Any]:
+def drawn() -> tuple[list[TrainingScene], Any]:
     entities = build_entities(1, _NUM_ENTITIES, "studio")
     pairs = [studio.draw_studio_scene((1, number), entities) for number in range(6)]
-    return [scene for scene, _ in pairs], np.stack([studio.squash(image, _SIDE_PX) for _, image in pairs])
+    return [scene for scene, _ in pairs], np.stack([squash(image, _SIDE_PX) for _, image in pairs])
 
 
 @pytest.fixture(scope="module")
-def tokenizer(drawn: tuple[list[studio.StudioScene], Any]) -> Any:
+def tokenizer(drawn: tuple[list[TrainingScene], Any]) -> Any:
     rng = np.random.default_rng(0)
     words = [f"the {colour} {kind}" for colour in COLOURS for kind in KINDS] * 20
-    return tiny_llava.build_tokenizer([*words, *(scene.pick_reference(rng).ask(rng) for scene in drawn[0])])
-
-
-def _list_roles(scenes: list[studio.StudioScene]) -> list[str]:
-    return sorted({r.phrase for scene in scenes for r in scene.references if r.kind in ("place", "size")})
+    return tiny_llava.build_tokenizer(
+        [*words, *(phrase_question(scene.pick_reference(rng).phrase, rng) for scene in drawn[0])]
+    )
 
 
 def test_studio_and_demo_share_no_look() -> None:
@@ -71,51 +71,51 @@ def test_studio_draws_from_the_studio_population_only(monkeypatch: pytest.Monkey
     assert asked == ["studio"] * 5
 
 
-def test_a_scene_is_named_by_its_seed(drawn: tuple[list[studio.StudioScene], Any]) -> None:
+def test_a_scene_is_named_by_its_seed(drawn: tuple[list[TrainingScene], Any]) -> None:
     scenes, pixels = drawn
     again, image = studio.draw_studio_scene((1, 2), build_entities(1, _NUM_ENTITIES, "studio"))
     assert again == scenes[2]
-    assert (studio.squash(image, _SIDE_PX) == pixels[2]).all()
+    assert (squash(image, _SIDE_PX) == pixels[2]).all()
 
 
-def test_references_point_at_things(drawn: tuple[list[studio.StudioScene], Any]) -> None:
+def test_references_point_at_things(drawn: tuple[list[TrainingScene], Any]) -> None:
     for scene in drawn[0]:
         assert scene.references
         assert all(0 <= reference.thing < len(scene.things) for reference in scene.references)
-        names = [(thing.kind, thing.colour) for thing in scene.things]
+        names = [thing.names for thing in scene.things]
         assert len(names) == len(set(names))
 
 
 def test_dense_targets_lie_where_things_lie() -> None:
     kinds, colours = list(KINDS), list(COLOURS)
-    left = studio.StudioThing(0, kinds[2], colours[1], Box(0.0, 0.0, 0.25, 0.5))
-    right = studio.StudioThing(1, kinds[4], colours[3], Box(0.5, 0.25, 1.0, 1.0))
-    scene = studio.StudioScene((left, right), (studio.StudioReference(1, "size", "the largest"),))
-    targets = grounding.build_dense_targets([scene], kinds, colours, ["the smallest", "the largest"])
-    kind_YX = targets.kind_BP.view(8, 8)
+    left = Thing(0, (kinds[2], colours[1]), Box(0.0, 0.0, 0.25, 0.5))
+    right = Thing(1, (kinds[4], colours[3]), Box(0.5, 0.25, 1.0, 1.0))
+    scene = TrainingScene((left, right), (Reference(1, "size", "the largest"),))
+    targets = grounding.build_dense_targets([scene], [kinds, colours], ["the smallest", "the largest"])
+    kind_YX, colour_YX = targets.names_KBP.view(2, 8, 8)
     role_YXR = targets.role_BPR.view(8, 8, 2)
     wanted_YX = torch.full((8, 8), len(kinds))
     wanted_YX[0:4, 0:2] = 2
     wanted_YX[2:8, 4:8] = 4
     assert torch.equal(kind_YX, wanted_YX)
-    assert torch.equal(targets.colour_BP.view(8, 8) == 3, wanted_YX == 4)
-    assert torch.equal(targets.colour_BP.view(8, 8) == len(colours), wanted_YX == len(kinds))
+    assert torch.equal(colour_YX == 3, wanted_YX == 4)
+    assert torch.equal(colour_YX == len(colours), wanted_YX == len(kinds))
     assert targets.box_BP4.view(8, 8, 4)[3, 1].tolist() == [0, 0, 7, 14]
     assert targets.box_BP4.view(8, 8, 4)[7, 7].tolist() == [14, 7, 28, 28]
     assert torch.equal(role_YXR[..., 1] == 1, wanted_YX == 4)
     assert not role_YXR[..., 0].any()
     picked = targets.pick(torch.tensor([0, 0]))
-    assert picked.kind_BP.shape == (2, 64)
+    assert picked.names_KBP.shape == (2, 2, 64)
 
 
-def test_answer_loss_is_the_models_own(drawn: tuple[list[studio.StudioScene], Any], tokenizer: Any) -> None:
+def test_answer_loss_is_the_models_own(drawn: tuple[list[TrainingScene], Any], tokenizer: Any) -> None:
     scenes, pixels = drawn
     torch.manual_seed(0)
     model = tiny_llava.build_model(tokenizer).eval()
     rng = np.random.default_rng(2)
-    examples = [grounding._write_example(scene, rng, 0.4) for scene in scenes[:3] for _ in range(2)]
+    examples = [grounding._write_example(scene, phrase_question, rng, 0.4) for scene in scenes[:3] for _ in range(2)]
     texts = [(example.prompt, example.answer) for example in examples]
-    pixel_values = studio.normalise(pixels[:3])
+    pixel_values = normalise(pixels[:3])
     with torch.inference_mode():
         passed = grounding._run_model(model, tokenizer, pixel_values, examples)
         assert passed.vision_BPH.shape == (3, tiny_llava.NUM_PATCHES, tiny_llava.HIDDEN_SIZE)
@@ -135,11 +135,11 @@ def test_answer_loss_is_the_models_own(drawn: tuple[list[studio.StudioScene], An
     assert passed.answer_loss.item() == pytest.approx(wanted.item(), abs=1e-4)
 
 
-def test_training_pixels_are_the_processors(drawn: tuple[list[studio.StudioScene], Any], tokenizer: Any) -> None:
+def test_training_pixels_are_the_processors(drawn: tuple[list[TrainingScene], Any], tokenizer: Any) -> None:
     _, image = studio.draw_studio_scene((1, 0), build_entities(1, _NUM_ENTITIES, "studio"))
     processor = tiny_llava.build_processor(tokenizer)
     wanted = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(studio.normalise(drawn[1][:1]), wanted, atol=1e-2, rtol=0)
+    torch.testing.assert_close(normalise(drawn[1][:1]), wanted, atol=1e-2, rtol=0)
 
 
 def test_training_prompt_is_the_chat_templates(tokenizer: Any) -> None:
@@ -154,26 +154,21 @@ def test_training_prompt_is_the_chat_templates(tokenizer: Any) -> None:
     assert grounding._write_prompt("Which one?") == expanded
 
 
-def test_grounding_recipe_runs(drawn: tuple[list[studio.StudioScene], Any], tokenizer: Any) -> None:
+def test_grounding_recipe_runs(drawn: tuple[list[TrainingScene], Any], tokenizer: Any) -> None:
     scenes, pixels = drawn
-    roles = _list_roles(scenes)
-    targets = grounding.build_dense_targets(scenes, list(KINDS), list(COLOURS), roles)
+    lessons = grounding.Lessons(scenes, pixels, [list(KINDS), list(COLOURS)], phrase_question)
     recipe = grounding.GroundingRecipe(num_steps=2, num_scenes_per_step=3, warmup_steps=1)
     said: list[tuple[int, dict[str, float]]] = []
     torch.manual_seed(0)
     model = tiny_llava.build_model(tokenizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    kind_ids, colour_ids = (tiny_llava.find_word_ids(tokenizer, words) for words in (KINDS, COLOURS))
-    heads = grounding.DenseHeads(kind_ids, colour_ids, len(roles))
-    grounding.train_grounding(
-        model, tokenizer, scenes, pixels, targets, heads, recipe, 1, lambda *figures: said.append(figures)
-    )
+    grounding.train_grounding(model, tokenizer, lessons, recipe, 1, lambda *figures: said.append(figures))
     assert [step for step, _ in said] == [0, 1]
     assert all(np.isfinite(list(figures.values())).all() for _, figures in said)
     towers = ("vision_tower", "multi_modal_projector", "language_model")
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert all(any(tower in name for name in moved) for tower in towers)
-    shares = grounding.measure_grounding(model, tokenizer, scenes, pixels, 1)
+    shares = grounding.measure_grounding(model, tokenizer, lessons, 1)
     assert "all" in shares
     assert all(0.0 <= share <= 1.0 for share in shares.values())
 

@@ -119,6 +119,10 @@ def test_harm_counts_lost_first_places_among_all_queries(world: FakeWorld, repor
 def test_breakdown_covers_every_query_once(report: dict) -> None:
     scene = report["breakdown"]["scene"]
     assert sum(shares["rgrpo"]["rc_rate"]["num_queries"] for shares in scene.values()) == 24
+    for metric in ("rc_rate", "harm_rate"):
+        parts = [shares["rgrpo"][metric] for shares in scene.values()]
+        counted = sum(part["num_queries"] * part["value"]["mean"] for part in parts)
+        assert counted == pytest.approx(24 * report["methods"]["rgrpo"][metric]["mean"])
 
 
 def test_blind_policy_sees_grey_pictures_of_the_same_size(world: FakeWorld) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
-from pipeline.core.completion import FULL_ANSWER, REGION_OPENING
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
 from pipeline.demo.tiny_llava import ASSISTANT
 from pipeline.learn.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
 from pipeline.learn.policy import Policy, load_policy
@@ -24,6 +24,7 @@ from pipeline.stages import retrieve as retrieve_stage
 from pipeline.tracking import null_run
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
 from tests.conftest import SpokenLlava
+from tests.scripted import scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
 REWARD = RewardParams()
@@ -274,6 +275,39 @@ def test_rollouts_keep_what_each_completion_earned(collapsed: Training) -> None:
             assert rollout.reward == pytest.approx(REWARD.scale * max(REWARD.floor, gain), abs=1e-5)
 
 
+# -- where a row ends -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("says_end", [True, False], ids=["end token", "goes on"])
+def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_path: Path, says_end: bool) -> None:
+    policy, plan = _load(spoken_llava), GroupPlan(8, 3, 2)
+    tokenizer = policy.processor.tokenizer
+    end = tokenizer.eos_token if says_end else ""
+    crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
+    rest = {"region": crop.removeprefix(REGION_OPENING), "full": "", "free": FULL_ANSWER}
+
+    def say(row: int) -> str:
+        return "no sense " * 9 if row == 7 else rest[plan.get_arm(row)] + end + " and so on"
+
+    scorer = _plant(spoken_llava, baseline=2, crop=1)
+    with scripted(policy, say):
+        training = Training(policy, spoken_llava, scorer, _params(max_steps=1), tmp_path)
+    (batch,) = training.batches
+    wanted = {"region": crop, "full": FULL_ANSWER, "free": FULL_ANSWER}
+    for row, (ids, mask) in enumerate(zip(batch["completion_ids"], batch["completion_mask"], strict=True)):
+        kept = ids[mask.bool()]
+        assert (mask.diff() <= 0).all()
+        assert (ids[~mask.bool()] == tokenizer.pad_token_id).all()
+        if row == 7:  # the only one that the length cuts
+            assert len(kept) == policy.params.max_new_tokens
+        else:
+            assert tokenizer.decode(kept) == wanted[plan.get_arm(row)] + end
+    assert training.logged[1]["clipped_rate"] == pytest.approx(1 / 16)
+    assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+    malformed = [rollout.decision == "malformed" for rollout in training.rollouts]
+    assert malformed == [row == 7 for row in range(16)]
+
+
 # -- learning ---------------------------------------------------------------------------------------------------
 
 
@@ -398,7 +432,8 @@ def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path:
     ("text", "earned"),
     [
         (FULL_ANSWER, 1.0),
-        (f"{FULL_ANSWER} or so", -2.5),
+        (f"{FULL_ANSWER} or so", 1.0),
+        (f"Not {FULL_ANSWER}", -2.5),
         (f"{REGION_OPENING}oops", -2.5),
         ("What?", -2.5),
         ("", -2.5),

@@ -6,13 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config import load_params
 from pipeline.errors import ConfigError
 from pipeline.profiles import list_profiles, use_profile
 
 _ROOT = Path(__file__).parents[2]
-_NAMES = ["evqa-qwen2.5-vl-3b", "infoseek-qwen2.5-vl-3b", "smoke", "smolvlm-500m"]
+_NAMES = ["evqa-qwen2.5-vl-3b", "groceries", "infoseek-qwen2.5-vl-3b", "smoke", "smolvlm-500m"]
 
 
 def _git(root: Path, *arguments: str) -> None:
@@ -39,6 +40,19 @@ def test_these_profiles_ship() -> None:
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_shipped_profile_is_valid(name: str) -> None:
     load_params(_ROOT / "params" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_dvc_finds_every_section_in_every_profile(name: str) -> None:
+    """DVC refuses a stage whose section is not there, though the section's defaults would do."""
+    stages = [
+        stage.get("do", stage)
+        for file in ("dvc.yaml", "ablation/dvc.yaml")
+        for stage in yaml.safe_load((_ROOT / file).read_text())["stages"].values()
+    ]
+    wanted = {section for stage in stages for section in stage.get("params", [])}
+    assert "reward" in wanted
+    assert wanted <= yaml.safe_load((_ROOT / "params" / f"{name}.yaml").read_text()).keys()
 
 
 @pytest.mark.parametrize("name", ["evqa-qwen2.5-vl-3b", "infoseek-qwen2.5-vl-3b"])

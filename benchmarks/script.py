@@ -1,0 +1,77 @@
+"""Answers of a length that is known beforehand: a policy with random weights never says an action by itself.
+
+The policy computes as always; a logits processor then leaves one token at each step. `action` makes every row say a
+crop whole, with another box in each row (rows that were made to open with FULL end at once); `longest` makes no
+other row end before the last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Final, Literal
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from pipeline.core.completion import format_decision
+from pipeline.learn.policy import Policy
+from pipeline.types import Box, Crop
+
+Ending = Literal["action", "longest"]
+ENDINGS: Final[tuple[Ending, ...]] = ("action", "longest")
+
+
+class _Script(LogitsProcessor):  # type: ignore[misc]
+    def __init__(self, num_prompt_tokens: int, rows: list[list[int]], filler_id: int) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
+        self._rows = rows
+        self._filler_id = filler_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self._num_prompt_tokens
+        wanted = [row[step] if step < len(row) else self._filler_id for row in self._rows]
+        forced = torch.full_like(scores, -torch.inf)
+        forced[torch.arange(len(wanted)), wanted] = 0.0
+        return forced
+
+
+@contextmanager
+def speak(policy: Policy, ending: Ending, side_px: int) -> Iterator[list[int]]:
+    """Make the policy's model say what the ending asks for; yields the tokens decoded in each call, padding included.
+
+    Args:
+        policy: any.
+        ending: how long each answer is.
+        side_px: of the pictures asked about, which are square.
+    """
+    generate, tokenizer = policy.model.generate, policy.processor.tokenizer
+    numbers, lengths = count(), list[int]()
+    # The first letter of an ordinary word: it ends nothing.
+    filler_id = tokenizer("word", add_special_tokens=False)["input_ids"][0]
+
+    def say(prompt_ids: list[int]) -> list[int]:
+        if ending == "longest":
+            return []
+        if prompt_ids[-len(policy.full_ids) :] == policy.full_ids:
+            return [tokenizer.eos_token_id]
+        low = 0.05 * (next(numbers) % 9)
+        text = format_decision(Crop(Box(low, low, low + 0.5, low + 0.5)), policy.get_frame(side_px, side_px))
+        ids: list[int] = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return ids[len(policy.region_ids) :] if prompt_ids[-len(policy.region_ids) :] == policy.region_ids else ids
+
+    def generate_scripted(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        prompts = keywords["input_ids"]
+        rows = [say(ids) for ids in prompts.tolist()]
+        keywords["logits_processor"] = LogitsProcessorList([_Script(prompts.shape[1], rows, filler_id)])
+        output = generate(**keywords)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        lengths.append(sequences.shape[1] - prompts.shape[1])
+        return output
+
+    policy.model.generate = generate_scripted
+    try:
+        yield lengths
+    finally:
+        del policy.model.generate

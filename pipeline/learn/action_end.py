@@ -1,0 +1,103 @@
+"""Generation ends where the action ends: `</tool_call>` closed or NO_CROP_NEEDED said (docs/method.md, D35).
+
+A row is decoded one token beyond its action. If that is an end token, it was drawn like any other and stays in the
+completion, so r-GRPO still sees it; any other token is dropped. What other rows are padded with never counts.
+
+transformers' `stop_strings` would not do: it wants the tokenizer in the call of `generate`, which TRL makes, it stops
+before the end token, and it would also stop at a mere mention of an action.
+
+Shapes: B rows, T tokens, prompt included.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, find_action_end
+
+Untyped = Any
+"""A class of transformers, whose attributes depend on the model."""
+
+_LAST_SIGNS: Final = (REGION_CLOSING[-1], FULL_ANSWER[-1])
+
+
+class ActionEnd(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row of one `generate` by itself, one token after its action is complete.
+
+    Args:
+        tokenizer: of the policy.
+        num_prompt_tokens: length of the padded prompts.
+        openings: for each row the tokens at the end of its prompt that already belong to its answer.
+    """
+
+    def __init__(self, tokenizer: Untyped, num_prompt_tokens: int, openings: Sequence[Sequence[int]]) -> None:
+        self._tokenizer = tokenizer
+        self._num_prompt_tokens = num_prompt_tokens
+        self._openings = openings
+        self._complete = [is_complete(tokenizer, opening) for opening in openings]
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **keywords: object) -> torch.Tensor:
+        """Return which rows are over, (B,), once for each new token of `input_ids`, (B, T)."""
+        over = torch.tensor(self._complete, device=input_ids.device)
+        for row, newest in enumerate(input_ids[:, -1].tolist()):
+            if not self._complete[row] and self._may_end_an_action(newest):
+                spoken = input_ids[row, self._num_prompt_tokens :].tolist()
+                self._complete[row] = is_complete(self._tokenizer, [*self._openings[row], *spoken])
+        return over
+
+    def _may_end_an_action(self, token_id: int) -> bool:
+        """Spare most tokens the decoding; no tokenizer writes these signs as anything but themselves."""
+        token: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token is not None and any(sign in token for sign in _LAST_SIGNS)
+
+
+@contextmanager
+def stop_at_action(model: Untyped, tokenizer: Untyped, openings: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Make `model.generate` end rows with their actions, where it is called by a trainer that offers no other way.
+
+    Args:
+        model: whose `generate` gets `input_ids` by name.
+        tokenizer: of the policy.
+        openings: as `ActionEnd` takes them.
+    """
+    generate = model.generate
+
+    def generate_actions(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        end = ActionEnd(tokenizer, keywords["input_ids"].shape[1], openings)
+        return generate(**keywords, stopping_criteria=StoppingCriteriaList([end]))
+
+    shadowed = vars(model).get("generate")
+    model.generate = generate_actions
+    try:
+        yield
+    finally:
+        del model.generate
+        if shadowed is not None:
+            model.generate = shadowed
+
+
+def is_complete(tokenizer: Untyped, completion_ids: Sequence[int]) -> bool:
+    """Return whether these tokens say a whole action."""
+    return find_action_end(tokenizer.decode(completion_ids, skip_special_tokens=True)) is not None
+
+
+def drop_beyond_action(tokenizer: Untyped, completion_ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
+    """Return a completion up to its action's end, with the end token if that is what came next.
+
+    Args:
+        tokenizer: of the policy.
+        completion_ids: forced opening, spoken tokens, and whatever the row was padded with.
+        end_ids: tokens that end an answer.
+    """
+    num_tokens = len(completion_ids)
+    lengths = range(num_tokens + 1)
+    count = bisect_left(lengths, True, key=lambda length: is_complete(tokenizer, completion_ids[:length]))
+    if count < num_tokens and completion_ids[count] in end_ids:
+        count += 1
+    return list(completion_ids[:count])
