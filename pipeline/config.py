@@ -163,9 +163,13 @@ class SearchParams(_Section):
 
 
 class WarmupParams(_Section):
-    """SFT on the labels that region search found."""
+    """SFT on labels that the frozen scorer approves of."""
 
-    num_queries: PositiveInt = Field(default=400, description="training queries that region search labels")
+    num_queries: PositiveInt = Field(default=400, description="training queries that are labelled")
+    labels: Literal["own_boxes", "region_search"] = Field(
+        default="own_boxes",
+        description="whose boxes: the base policy's own, or those of region search for a policy that cannot point yet",
+    )
     epochs: PositiveFloat = 4.0
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10

@@ -1,4 +1,4 @@
-"""Stage warmup: region search labels training queries with the frozen scorer, SFT teaches the policy to say them.
+"""Stage warmup: the frozen scorer labels training queries, SFT teaches the policy to say the labels.
 
 No human boxes are used: a query's target box is never read here.
 """
@@ -12,19 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Params, RewardParams, SearchParams
-from pipeline.core.region_search import build_grid, choose_label, refine_boxes
-from pipeline.core.reward import compute_reward
+from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.learn.labelling import label_own_boxes, search_labels
 from pipeline.learn.model_folder import note_base
 from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, train_sft
-from pipeline.progress import Advance, track
+from pipeline.progress import track
 from pipeline.store import replace_dir, save_curves, save_labels
 from pipeline.tracking import StageRun
-from pipeline.types import Box, Crop, KeepFull, Malformed, RegionLabel
+from pipeline.types import Malformed, RegionLabel
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -44,8 +43,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     policy = load_policy(params.policy.path, params.policy)
     scorer = FrozenScorer.load(params, workspace)
     query_ids = sample_queries(scorer, params.warmup.num_queries, params.seed)
-    with track("warmup: queries labelled", len(query_ids)) as advance:
-        labels = search_labels(scorer, query_ids, params.search, params.reward, advance)
+    labels = _label(policy, scorer, query_ids, params)
     with replace_dir(workspace.labels_dir) as folder:
         save_labels(folder / "labels.parquet", labels)
     examples = [SftExample(label, scorer.queries[label.query_id].question) for label in labels]
@@ -67,6 +65,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     crops = [label for label in labels if label.box is not None]
     return {
         "num_labels": len(labels),
+        "num_left_out": len(query_ids) - len(labels),
         "label_region_rate": len(crops) / len(labels),
         "label_mean_gain": float(np.mean([label.gain for label in crops])) if crops else 0.0,
         "num_crops_scored": scorer.num_encoded,
@@ -88,58 +87,11 @@ def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[st
     return [candidates[index] for index in order]
 
 
-def search_labels(
-    scorer: FrozenScorer,
-    query_ids: Sequence[str],
-    search: SearchParams,
-    reward: RewardParams,
-    advance: Advance,
-    *,
-    chunk_size: int = 50,
-) -> list[RegionLabel]:
-    """Return the best view of each query: a coarse grid of boxes, then the neighbours of the best one so far.
-
-    Args:
-        scorer: scores the boxes.
-        query_ids: queries whose pools hold a positive.
-        search: the grid, and the gain that a crop must bring.
-        reward: what a view is worth.
-        advance: told how many queries are done.
-        chunk_size: queries whose boxes are scored together.
-    """
-    grid = build_grid(search.scales, search.stride)
-    labels: list[RegionLabel] = []
-    for start in range(0, len(query_ids), chunk_size):
-        chunk = query_ids[start : start + chunk_size]
-        boxes = [list(grid) for _ in chunk]
-        rewards = _score_boxes(scorer, chunk, boxes, reward)
-        for _ in range(search.num_refinements):
-            near = [
-                list(refine_boxes(tried[int(np.argmax(earned))])) for tried, earned in zip(boxes, rewards, strict=True)
-            ]
-            for row, earned in enumerate(_score_boxes(scorer, chunk, near, reward)):
-                boxes[row] += near[row]
-                rewards[row] += earned
-        for query_id, tried, earned in zip(chunk, boxes, rewards, strict=True):
-            baseline = scorer.get_baseline(query_id).outcome
-            full_reward = compute_reward(KeepFull(), baseline, None, reward).total
-            labels.append(choose_label(query_id, tried, earned, search.min_gain, full_reward))
-        advance(len(chunk))
-    return labels
-
-
-def _score_boxes(
-    scorer: FrozenScorer, query_ids: Sequence[str], boxes: Sequence[Sequence[Box]], reward: RewardParams
-) -> list[list[float]]:
-    views = [(query_id, box) for query_id, row in zip(query_ids, boxes, strict=True) for box in row]
-    scored = iter(scorer.score_views(views))
-    return [
-        [
-            compute_reward(Crop(box), scorer.get_baseline(query_id).outcome, next(scored).outcome, reward).total
-            for box in row
-        ]
-        for query_id, row in zip(query_ids, boxes, strict=True)
-    ]
+def _label(policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], params: Params) -> list[RegionLabel]:
+    with track("warmup: queries labelled", len(query_ids)) as advance:
+        if params.warmup.labels == "region_search":
+            return search_labels(scorer, query_ids, params.search, params.reward, advance)
+        return label_own_boxes(policy, scorer, query_ids, params.search, params.reward, advance)
 
 
 def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:
