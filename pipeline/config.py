@@ -166,9 +166,8 @@ class WarmupParams(_Section):
     """SFT on labels that the frozen scorer approves of."""
 
     num_queries: PositiveInt = Field(default=400, description="training queries that are labelled")
-    labels: Literal["own_boxes", "region_search"] = Field(
-        default="own_boxes",
-        description="whose boxes: the base policy's own, or those of region search for a policy that cannot point yet",
+    labels: Literal["region_search", "own_boxes"] = Field(
+        default="region_search", description="whose boxes: those that a search finds, or the base policy's own"
     )
     epochs: PositiveFloat = 4.0
     learning_rate: PositiveFloat = 1e-4

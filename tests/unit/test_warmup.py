@@ -37,7 +37,7 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
         {
             "policy": {"path": str(tiny_llava_dir), "device": "cpu", "max_new_tokens": 8},
             "search": SEARCH.model_dump(),
-            "warmup": {"num_queries": 4, "labels": "region_search", "epochs": 1, "batch_size": 2},
+            "warmup": {"num_queries": 4, "epochs": 1, "batch_size": 2},
         }
     )
     figures = warmup.run(params, workspace, null_run())
