@@ -23,7 +23,9 @@ Ending = Literal["action", "longest"]
 ENDINGS: Final[tuple[Ending, ...]] = ("action", "longest")
 
 
-class _Script(LogitsProcessor):  # type: ignore[misc]
+class Script(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row of a batch one token at each step: its own, then the filler."""
+
     def __init__(self, num_prompt_tokens: int, rows: list[list[int]], filler_id: int) -> None:
         self._num_prompt_tokens = num_prompt_tokens
         self._rows = rows
@@ -64,7 +66,7 @@ def speak(policy: Policy, ending: Ending, side_px: int) -> Iterator[list[int]]:
     def generate_scripted(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
         prompts = keywords["input_ids"]
         rows = [say(ids) for ids in prompts.tolist()]
-        keywords["logits_processor"] = LogitsProcessorList([_Script(prompts.shape[1], rows, filler_id)])
+        keywords["logits_processor"] = LogitsProcessorList([Script(prompts.shape[1], rows, filler_id)])
         output = generate(**keywords)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         lengths.append(sequences.shape[1] - prompts.shape[1])

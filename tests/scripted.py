@@ -7,26 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
+from benchmarks.script import Script
 from pipeline.learn.policy import Policy
 
 FILLER = "x"
 """What is said, again and again, behind the end of a script."""
-
-
-class _Script(LogitsProcessor):
-    def __init__(self, num_prompt_tokens: int, rows: list[list[int]], filler_id: int) -> None:
-        self._num_prompt_tokens = num_prompt_tokens
-        self._rows = rows
-        self._filler_id = filler_id
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self._num_prompt_tokens
-        wanted = [row[step] if step < len(row) else self._filler_id for row in self._rows]
-        forced = torch.full_like(scores, -torch.inf)
-        forced[torch.arange(len(wanted)), torch.tensor(wanted)] = 0.0
-        return forced
 
 
 @contextmanager
@@ -39,7 +26,7 @@ def scripted(policy: Policy, say: Callable[[int], str]) -> Iterator[list[torch.T
     def generate_scripted(**keywords: Any) -> Any:
         num_prompt_tokens = keywords["input_ids"].shape[1]
         rows = [tokenizer(say(row), add_special_tokens=False)["input_ids"] for row in range(len(keywords["input_ids"]))]
-        keywords["logits_processor"] = LogitsProcessorList([_Script(num_prompt_tokens, rows, filler_id)])
+        keywords["logits_processor"] = LogitsProcessorList([Script(num_prompt_tokens, rows, filler_id)])
         output = generate(**keywords)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         spoken.append(sequences[:, num_prompt_tokens:])
