@@ -32,6 +32,7 @@ class Script(LogitsProcessor):  # type: ignore[misc]
         self._filler_id = filler_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores, (B, V), that leave one token a row."""
         step = input_ids.shape[1] - self._num_prompt_tokens
         wanted = [row[step] if step < len(row) else self._filler_id for row in self._rows]
         forced = torch.full_like(scores, -torch.inf)
