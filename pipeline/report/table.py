@@ -25,7 +25,7 @@ METHOD_NOTES: Mapping[str, str] = {
     "centre": "the middle half of width and height, always",
     "random": "one seeded random crop a query",
     "base": "the vision-language model before any training here",
-    "sft": "after warm-up on the regions that region search found",
+    "sft": "after warm-up on labels of the frozen scorer",
     "rgrpo": "after r-GRPO: the method",
     "rgrpo_blind": "the same policy shown a grey picture; its crop is cut from the real one",
     "oracle": "best view of region search with the relevance known: no method can know it",
