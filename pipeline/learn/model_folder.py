@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,18 +72,24 @@ def note_base(folder: Path, base_digest: str) -> None:
     write_json(folder / _BASE_FILE, {"digest": base_digest})
 
 
-def check_base(folder: Path, base: str | Path) -> None:
-    """Refuse a policy that was trained from another base model than this one; a folder without a note passes.
+def check_base(base: str | Path, folders: Sequence[Path]) -> str:
+    """Refuse policies that were trained from another base model than this one; a folder without a note passes.
 
     Args:
-        folder: of a policy, whole or an adapter.
         base: `policy.path`.
+        folders: of policies, whole or adapters.
+
+    Returns:
+        The base's digest, for `note_base`.
 
     Raises:
-        ModelError: it was, or the base is missing.
+        ModelError: one of them was, or the base is missing.
     """
-    if (folder / _BASE_FILE).is_file():
-        check_digest(folder, compute_model_digest(resolve_model_path(base)))
+    digest = compute_model_digest(resolve_model_path(base))
+    for folder in folders:
+        if (folder / _BASE_FILE).is_file():
+            check_digest(folder, digest)
+    return digest
 
 
 def check_digest(folder: Path, base_digest: str) -> None:

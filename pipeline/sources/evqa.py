@@ -13,7 +13,8 @@ from typing import Final
 
 from pipeline.sources import DocumentCandidate, QueryCandidate
 from pipeline.sources.infoseek import read_data_splits
-from pipeline.sources.knowledge_base import check_id, read_knowledge_base
+from pipeline.sources.ids import check_id
+from pipeline.sources.knowledge_base import read_knowledge_base
 from pipeline.sources.layout import SourceFiles
 from pipeline.sources.pictures import PictureFinder
 from pipeline.sources.streams import read_csv_records

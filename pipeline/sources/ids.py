@@ -1,13 +1,29 @@
-"""Millions of ids in little memory: their text in one buffer, and a table that finds the first place of each."""
+"""What an id may be, and millions of them in little memory."""
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator
 from typing import Final
 
+MAX_ID_CHARS: Final = 512
+# No white space and no control character: ids are columns of TREC run files.
+ID_PATTERN: Final = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
 _FEWEST_SLOTS: Final = 1 << 10
 _EMPTY: Final = -1
+
+
+def check_id(what: str, value: str) -> None:
+    """Refuse an id that a TREC run file cannot hold.
+
+    Raises:
+        ValueError: it is empty, too long, or has white space or control characters.
+    """
+    if not value or len(value) > MAX_ID_CHARS or not re.fullmatch(ID_PATTERN, value):
+        raise ValueError(
+            f"{what} must have 1 to {MAX_ID_CHARS} printable characters and no white space: {value[:80]!r}"
+        )
 
 
 class IdList:

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources.ids import ID_PATTERN, MAX_ID_CHARS
 from pipeline.sources.pictures import ImageCensus
 from pipeline.sources.streams import read_lines
 from pipeline.types import Reject, Split
@@ -16,8 +17,7 @@ from pipeline.types import Reject, Split
 DOCUMENTS_FILE = "documents.jsonl"
 QUERIES_FILE = "queries.jsonl"
 
-# No white space and no control character: ids are columns of TREC run files.
-Identifier = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s\x00-\x1f\x7f-\x9f]+$")]
+Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.sources import DocumentCandidate
+from pipeline.sources.ids import check_id
 from pipeline.sources.pictures import PictureFinder
 from pipeline.sources.streams import read_json_entries
 from pipeline.types import Reject
-
-MAX_ID_CHARS: Final = 512
-PLAIN_ID: Final = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
 
 
 class _Entry(BaseModel):
@@ -72,18 +69,6 @@ def join_sections(section_texts: list[str], max_chars: int) -> str:
             kept.append(stripped)
             num_chars += len(stripped) + 1
     return "\n".join(kept)[:max_chars].rstrip()
-
-
-def check_id(what: str, value: str) -> None:
-    """Refuse an id that a TREC run file cannot hold.
-
-    Raises:
-        ValueError: it is empty, too long, or has white space or control characters.
-    """
-    if not value or len(value) > MAX_ID_CHARS or not PLAIN_ID.fullmatch(value):
-        raise ValueError(
-            f"{what} must have 1 to {MAX_ID_CHARS} printable characters and no white space: {value[:80]!r}"
-        )
 
 
 def _describe(error: ValueError) -> str:

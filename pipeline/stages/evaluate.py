@@ -55,8 +55,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
-    for folder in (workspace.sft_dir, workspace.policy_dir):
-        check_base(folder, params.policy.path)
+    check_base(params.policy.path, (workspace.sft_dir, workspace.policy_dir))
     # A stale index shall not show only after hours of answers; weights wait, for the policy needs the device.
     FrozenScorer.check(params, workspace)
     choices, probed = _decide_all(params, workspace, val, test)

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.learn.grpo import train_rgrpo
-from pipeline.learn.model_folder import check_base, compute_model_digest, note_base, resolve_model_path
+from pipeline.learn.model_folder import check_base, compute_model_digest, note_base
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
@@ -41,7 +41,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     seed_everything(params.seed)
     if not workspace.sft_dir.is_dir():
         raise StageError(f"{workspace.sft_dir} is missing; run warmup first")
-    check_base(workspace.sft_dir, params.policy.path)
+    base_digest = check_base(params.policy.path, (workspace.sft_dir,))
     policy = load_policy(workspace.sft_dir, params.policy)
     scorer = FrozenScorer.load(params, workspace)
     questions = {
@@ -67,7 +67,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     )
     with replace_dir(workspace.policy_dir) as folder:
         policy.save(folder)
-        note_base(folder, compute_model_digest(resolve_model_path(params.policy.path)))
+        note_base(folder, base_digest)
     with replace_dir(workspace.rollouts_dir) as folder:
         save_rollouts(folder / "rollouts.parquet", record.rollouts)
     save_curves(workspace.curve_path("train"), record.curve)
