@@ -198,10 +198,9 @@ class TrainParams(_Section):
     num_region: Annotated[int, Field(ge=0)] = Field(default=4, description="rows of a group forced to REGION")
     num_full: Annotated[int, Field(ge=0)] = Field(default=1, description="rows of a group forced to FULL")
     factorised: bool = Field(default=True, description="decision and box tokens carry advantages of their own")
-    decision_saturation: PositiveFloat = Field(
-        default=0.25, description="decision advantage from which on it counts in full"
+    decision_temperature: PositiveFloat = Field(
+        default=0.25, description="difference in reward at which the better decision is wanted with odds of e to 1"
     )
-    anchor: Annotated[float, Field(ge=0.0)] = Field(default=0.5, description="pull towards the two legal openings")
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     beta: Annotated[float, Field(ge=0.0)] = Field(default=0.04, description="weight of the KL to the SFT policy")

@@ -1,13 +1,11 @@
-"""Advantages of r-GRPO: what the decision's tokens and the box's tokens are each pulled by.
+"""Advantages of r-GRPO for what follows an opening, and of stock GRPO for everything.
 
-The paper samples decision-balanced groups and subtracts the group's mean (not divided by its std). With
-forced arms that mean depends on the arms' sizes, so the factorised form compares arm with arm for the
-decision and row with row inside an arm for the argument.
+The paper samples decision-balanced groups and subtracts the group's mean (not divided by its std). With forced arms
+that mean depends on the arms' sizes and mixes two questions: crop or not, and where. So the decision has a loss of its
+own (`core/decision.py`), and the box is compared with the other boxes of its group alone.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,129 +14,110 @@ REGION = 0
 FULL = 1
 MALFORMED = 2
 
+F64 = npt.NDArray[np.float64]
+
+_SPREAD_FLOOR = 0.05
+"""Added to an arm's spread: two boxes that differ by less than this in reward are nearly as good as each other."""
+
 _NO_SIGNAL = 1e-8
 
 
-@dataclass(frozen=True, slots=True)
-class Advantages:
-    """Advantages by kind of token.
+def compute_group_advantages(rewards_BG: npt.ArrayLike) -> F64:
+    """Return `r - mean(group)`, (B, G): the paper's form, alike for all tokens of a row.
 
-    Attributes:
-        decision_BG: (B, G) for the tokens that open an arm.
-        argument_BG: (B, G) for the tokens after them.
+    Raises:
+        ValueError: as for `compute_box_advantages`.
     """
+    rewards = _check_rewards(rewards_BG)
+    centred: F64 = rewards - rewards.mean(axis=1, keepdims=True)
+    return centred
 
-    decision_BG: npt.NDArray[np.float64]
-    argument_BG: npt.NDArray[np.float64]
 
+def compute_box_advantages(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> F64:
+    """Return what the tokens after a row's opening are pulled by, (B, G).
 
-def compute_advantages(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike, *, factorised: bool) -> Advantages:
-    """Return the advantages of B groups of G rows.
+    `(r - mean(arm)) / (std(arm) + 0.05)` over the rows of the same arm. It sums to 0 within an arm, so it says nothing of
+    the decision. Rows that opened neither arm are compared among themselves.
 
-    Plain (paper, section 3): both are `r - mean(group)`.
-
-    Factorised, for a row of an arm: `decision = G / (2 n_arm) * (mean(arm) - m)` with m the mean of the two
-    arms' means, so that both arms pull equally whatever their sizes; `argument = r - mean(arm)`, which sums
-    to 0 within an arm. A row that opened neither arm has `r - m` in both. In a group with an empty arm there
-    is nothing to compare the other with: decision falls back to `r - mean(group)`, as do both for a row that
-    opened neither.
+    Why divided: a crop's reward is heavy-tailed (a jump from rank 10 to rank 1 earns about 3, a better margin 0.05),
+    and undivided a few queries would move all boxes. The paper does not divide; it draws its baseline from decisions and
+    boxes together, where dividing would let the decision set the scale of the box.
 
     Args:
         rewards_BG: (B, G) rewards.
         decisions_BG: (B, G) integer codes of the arm that a row's text opened: REGION 0, FULL 1, MALFORMED 2
             (neither). A REGION opening with a broken box belongs to the REGION arm.
-        factorised: which of the two forms.
 
     Raises:
         ValueError: shapes differ or are not (B, G) with G >= 1, a reward is not finite, or a code is unknown.
     """
-    rewards, decisions = _check(rewards_BG, decisions_BG)
-    group_mean_B1 = rewards.mean(axis=1, keepdims=True)
-    from_group_BG = rewards - group_mean_B1
-    if not factorised:
-        return Advantages(decision_BG=from_group_BG, argument_BG=from_group_BG.copy())
-
-    num_region_B1, region_mean_B1 = _compute_arm(rewards, decisions == REGION)
-    num_full_B1, full_mean_B1 = _compute_arm(rewards, decisions == FULL)
-    both_B1 = (num_region_B1 > 0) & (num_full_B1 > 0)
-    centre_B1 = np.where(both_B1, (region_mean_B1 + full_mean_B1) / 2.0, group_mean_B1)
-
-    in_arm_BG = decisions != MALFORMED
-    arm_mean_BG = np.where(decisions == REGION, region_mean_B1, full_mean_B1)
-    arm_size_BG = np.maximum(np.where(decisions == REGION, num_region_B1, num_full_B1), 1)
-    weight_BG = rewards.shape[1] / (2.0 * arm_size_BG)
-    balanced_BG = weight_BG * (arm_mean_BG - centre_B1)
-    return Advantages(
-        decision_BG=np.where(in_arm_BG & both_B1, balanced_BG, rewards - centre_B1),
-        argument_BG=np.where(in_arm_BG, rewards - arm_mean_BG, rewards - centre_B1),
-    )
+    rewards = _check_rewards(rewards_BG)
+    decisions = _check_decisions(decisions_BG, rewards.shape)
+    advantages = np.zeros_like(rewards)
+    for arm in (REGION, FULL, MALFORMED):
+        members = decisions == arm
+        num_B1 = np.maximum(members.sum(axis=1, keepdims=True), 1)
+        mean_B1 = np.where(members, rewards, 0.0).sum(axis=1, keepdims=True) / num_B1
+        centred = np.where(members, rewards - mean_B1, 0.0)
+        std_B1 = np.sqrt((centred**2).sum(axis=1, keepdims=True) / num_B1)
+        advantages += centred / (std_B1 + _SPREAD_FLOOR)
+    return advantages
 
 
-def damp_decisions(
-    decision_BG: npt.NDArray[np.float64],
-    decisions_BG: npt.ArrayLike,
-    p_opening_BG: npt.ArrayLike,
-    *,
-    saturation: float,
-    anchor: float,
-) -> npt.NDArray[np.float64]:
-    """Return decision advantages as far as a policy still has to learn them, for rows whose opening was forced.
+def compute_arm_values(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> F64:
+    """Return the mean reward of the REGION and of the FULL rows of each group, (B, 2).
 
-    Forced arms are drawn whatever the policy thinks, so their pull would never end and would drive the loser's
-    probability down for ever. On the policy's own samples it is weighted by p (1 - p), which ends it, but which also
-    leaves a policy alone that is sure and wrong, a collapsed one above all. So
+    Raises:
+        ValueError: as for `compute_box_advantages`, or a group lacks an arm.
+    """
+    rewards = _check_rewards(rewards_BG)
+    decisions = _check_decisions(decisions_BG, rewards.shape)
+    members_BGA = decisions[..., None] == np.array([REGION, FULL])
+    num_BA = members_BGA.sum(axis=1)
+    if not num_BA.all():
+        raise ValueError("every group must hold rows of both arms")
+    values: F64 = (rewards[..., None] * members_BGA).sum(axis=1) / num_BA
+    return values
 
-        a' = w * clip(a / saturation, -1, 1) + anchor * w_arm * p
-        w  = 1 where a speaks against what the policy leans to (a > 0 and p < 1/2, or a < 0 and p > 1/2)
-             4 p (1 - p) where it agrees
 
-    which is continuous at p = 1/2. The clip lets queries where a crop wins much and queries where it loses a little
-    count alike: which arm is better is all that a decision can say. The last term is the gradient of
-    log(p(REGION) + p(FULL)): it draws mass back that has leaked to openings that are neither. (docs/method.md, D26)
+def spread_over_rows(weights_BA: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> F64:
+    """Return advantages of openings, (B, G), whose sum over an arm's rows is G times the arm's weight.
+
+    All rows of an arm open alike, so their pulls add up; the division makes the sum the same whatever the arm's size.
 
     Args:
-        decision_BG: (B, G) from `compute_advantages`, factorised.
-        decisions_BG: (B, G) codes; a MALFORMED row is returned as it is.
-        p_opening_BG: (B, G) probability of the row's opening under the policy, 0 to 1.
-        saturation: size of an advantage, above 0, from which on it counts in full.
-        anchor: weight of the last term, 0 or more.
+        weights_BA: (B, 2) what each arm's log probability is to be pulled by.
+        decisions_BG: (B, G) codes as above; MALFORMED rows get 0, since what one arm gains is taken from all others.
     """
+    weights = np.asarray(weights_BA, dtype=np.float64)
     decisions = np.asarray(decisions_BG)
-    p_BG = np.asarray(p_opening_BG, dtype=np.float64)
-    disagrees_BG = decision_BG * (0.5 - p_BG) > 0.0
-    weight_BG = np.where(disagrees_BG, 1.0, 4.0 * p_BG * (1.0 - p_BG))
-    damped = weight_BG * np.clip(decision_BG / saturation, -1.0, 1.0)
+    advantages = np.zeros(decisions.shape)
     for arm in (REGION, FULL):
         members = decisions == arm
         num_B1 = np.maximum(members.sum(axis=1, keepdims=True), 1)
-        damped = np.where(members, damped + anchor * p_BG * decisions.shape[1] / (2.0 * num_B1), damped)
-    return np.where(decisions == MALFORMED, decision_BG, damped)
+        advantages += members * weights[:, arm, None] * decisions.shape[1] / num_B1
+    return advantages
 
 
-def count_zero_signal(advantages: Advantages) -> int:
+def count_zero_signal(*advantages_BG: npt.NDArray[np.float64]) -> int:
     """Return the number of groups whose advantages are all zero (to 1e-8), which teach nothing."""
-    size_BG = np.maximum(np.abs(advantages.decision_BG), np.abs(advantages.argument_BG))
+    size_BG = np.max([np.abs(values) for values in advantages_BG], axis=0)
     return int((size_BG <= _NO_SIGNAL).all(axis=1).sum())
 
 
-def _compute_arm(
-    rewards_BG: npt.NDArray[np.float64], members_BG: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return size and mean reward of an arm, each (B, 1); the mean of an empty arm is 0 and is never used."""
-    num_B1 = members_BG.sum(axis=1, keepdims=True)
-    total_B1 = np.where(members_BG, rewards_BG, 0.0).sum(axis=1, keepdims=True)
-    return num_B1, total_B1 / np.maximum(num_B1, 1)
-
-
-def _check(
-    rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _check_rewards(rewards_BG: npt.ArrayLike) -> F64:
     rewards = np.asarray(rewards_BG, dtype=np.float64)
-    decisions = np.asarray(decisions_BG, dtype=np.int64)
-    if rewards.ndim != 2 or rewards.shape[1] == 0 or rewards.shape != decisions.shape:
-        raise ValueError(f"rewards and decisions must share a shape (B, G), got {rewards.shape}, {decisions.shape}")
+    if rewards.ndim != 2 or rewards.shape[1] == 0:
+        raise ValueError(f"rewards must have a shape (B, G), got {rewards.shape}")
     if not np.isfinite(rewards).all():
         raise ValueError("rewards must be finite")
+    return rewards
+
+
+def _check_decisions(decisions_BG: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    decisions = np.asarray(decisions_BG, dtype=np.int64)
+    if decisions.shape != shape:
+        raise ValueError(f"rewards and decisions must share a shape (B, G), got {shape}, {decisions.shape}")
     if not np.isin(decisions, (REGION, FULL, MALFORMED)).all():
         raise ValueError("decision codes are 0 REGION, 1 FULL and 2 MALFORMED")
-    return rewards, decisions
+    return decisions

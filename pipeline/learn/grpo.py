@@ -4,8 +4,8 @@ Departures from TRL's trainer (docs/method.md gives their numbers and measuremen
 - Some rows of every group are made to open with REGION, some with FULL; the rest are left free, so that a policy
   that has collapsed to one decision still sees what the other one earns, and malformed openings are still punished.
 - Decision tokens and box tokens carry advantages of their own, (B, T) instead of (B,).
-- A forced decision is weighted as the policy's own sampling would weigh it (`damp_decisions`), for which one short
-  forward pass a query reads p(REGION) and p(FULL).
+- The decision has an exact loss (`core/decision.py`), for which one short forward pass a query reads p(REGION) and
+  p(FULL); TRL's estimate of the KL is left to the box tokens.
 - A picture goes through the vision tower once, not once for each row of its group (`shared_pictures.py`).
 - A row ends with its action (`action_end.py`); the trainer would go on until an end token.
 - A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), one that was cut off does
@@ -36,18 +36,21 @@ from pipeline.core.advantage import (
     FULL,
     MALFORMED,
     REGION,
-    Advantages,
-    compute_advantages,
+    compute_arm_values,
+    compute_box_advantages,
+    compute_group_advantages,
     count_zero_signal,
-    damp_decisions,
+    spread_over_rows,
 )
 from pipeline.core.completion import cut_after_action, parse_completion
+from pipeline.core.decision import DecisionLoss, compute_decision_loss
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
+from pipeline.learn.shared_prompts import TOKEN_FIELDS, compute_completion_logps, select_pictures
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
@@ -60,9 +63,6 @@ Arm = Literal["region", "full", "free"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-_TOKEN_FIELDS: Final = ("mm_token_type_ids", "token_type_ids")
-"""What transformers' processors say of each token: 0 for text."""
 
 _LOGGED: Final = {
     "reward": "reward",
@@ -79,6 +79,9 @@ _LOGGED: Final = {
     "decision/p_region": "p_region",
     "decision/p_full": "p_full",
     "decision/mass": "decision_mass",
+    "decision/target": "decision_target",
+    "decision/loss": "decision_loss",
+    "decision/kl": "decision_kl",
     "decision/region_rate": "free_region_rate",
     "decision/malformed_rate": "malformed_rate",
     "group/zero_signal": "zero_signal_groups",
@@ -270,37 +273,77 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        opening_BT = self._mask_openings(output["completion_ids"])
         shape = (-1, self.num_generations)
+        rewards_BG = self._rewards_N.view(shape).cpu().numpy()
         codes_BG = self._codes_N.view(shape).cpu().numpy()
-        advantages = compute_advantages(
-            self._rewards_N.view(shape).cpu().numpy(), codes_BG, factorised=self._params.factorised
-        )
-        decision_BG = advantages.decision_BG
-        self._log_groups(advantages, codes_BG)
-        if self._plan.is_balanced:  # stock groups have no use for p(opening), nor a row of either arm to read it from
-            p_opening_BG = self.accelerator.gather(self._compute_p_opening(output)).view(shape).cpu().numpy()
-            self._log_openings(p_opening_BG)
-            if self._params.factorised:
-                decision_BG = damp_decisions(
-                    decision_BG,
-                    codes_BG,
-                    p_opening_BG,
-                    saturation=self._params.decision_saturation,
-                    anchor=self._params.anchor,
-                )
-        num_rows = len(opening_BT)
-        first = self.accelerator.process_index * num_rows
-        decision_B, argument_B = (
-            torch.from_numpy(values.reshape(-1)[first : first + num_rows]).to(opening_BT.device, torch.float32)
-            for values in (decision_BG, advantages.argument_BG)
-        )
-        output["advantages"] = torch.where(opening_BT, decision_B[:, None], argument_B[:, None])
+        opening_BT = self._mask_openings(output["completion_ids"])
+        decision = self._judge_decisions(output, opening_BT, rewards_BG, codes_BG) if self._plan.is_balanced else None
+        if self._params.factorised:
+            assert decision is not None  # config.py wants both arms for it
+            opening_BG = spread_over_rows(decision.weight_BA, codes_BG)
+            box_BG = compute_box_advantages(rewards_BG, codes_BG)
+        else:
+            opening_BG = box_BG = compute_group_advantages(rewards_BG)
+        self._log_groups(codes_BG, opening_BG, box_BG)
+        opening_B, box_B = (self._take_own(values_BG, opening_BT) for values_BG in (opening_BG, box_BG))
+        output["advantages"] = torch.where(opening_BT, opening_B[:, None], box_B[:, None])
         return output
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,  # noqa: ANN401 - as TRL has it
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **fields: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Return log probabilities and entropies of completions, (B, T); what they share goes through the model once."""
+        with self.accelerator.autocast():
+            output = compute_completion_logps(model, input_ids, attention_mask, logits_to_keep, fields)
+        return output.log_probs, output.entropy if compute_entropy else None, None
+
+    def _take_own(self, values_BG: FloatArray, like: torch.Tensor) -> torch.Tensor:
+        """Return this process's share of all processes' rows, (B,)."""
+        first = self.accelerator.process_index * len(like)
+        own = values_BG.reshape(-1)[first : first + len(like)]
+        return torch.from_numpy(own).to(like.device, torch.float32)
+
+    def _judge_decisions(
+        self, output: dict[str, Any], opening_BT: torch.Tensor, rewards_BG: FloatArray, codes_BG: IntArray
+    ) -> DecisionLoss:
+        """Return the decisions' loss, and take the openings out of TRL's estimate of the KL.
+
+        That estimate assumes tokens drawn from the policy. Openings are forced, so through it their KL would be
+        unbounded as p falls, and would grow with the number of forced rows. Where policy and reference say the same
+        it has neither value nor gradient; the exact KL is part of the decision's loss.
+        """
+        logps_BT = self._compute_opening_logps(output, opening_BT)
+        p_BA = self._gather_arms((logps_BT * opening_BT).sum(1).exp(), codes_BG)
+        reference_BA = p_BA
+        if output.get("ref_per_token_logps") is not None:
+            reference_BT = output["ref_per_token_logps"]
+            reference_BA = self._gather_arms((reference_BT * opening_BT).sum(1).exp(), codes_BG)
+            output["ref_per_token_logps"] = torch.where(opening_BT, logps_BT, reference_BT)
+        loss = compute_decision_loss(
+            compute_arm_values(rewards_BG, codes_BG),
+            p_BA,
+            reference_BA,
+            temperature=self._params.decision_temperature,
+            beta=self._params.beta,
+        )
+        self._log_decisions(loss, p_BA)
+        return loss
+
+    def _gather_arms(self, p_opening_B: torch.Tensor, codes_BG: IntArray) -> FloatArray:
+        """Return the probability of either arm's opening in every group of all processes, (B, 2)."""
+        p_BG = self.accelerator.gather(p_opening_B).view(codes_BG.shape).double().cpu().numpy()
+        return compute_arm_values(p_BG, codes_BG)  # rows of an arm agree, so their mean is what each of them says
+
     @torch.no_grad()
-    def _compute_p_opening(self, output: dict[str, Any]) -> torch.Tensor:
-        """Return the probability of each row's opening under the policy that is being trained, (B,).
+    def _compute_opening_logps(self, output: dict[str, Any], opening_BT: torch.Tensor) -> torch.Tensor:
+        """Return the log probabilities of the tokens that open each row under the policy in training, (B, T), else 0.
 
         Rows of a group share prompt and picture, so one row of each arm speaks for all of the arm, and only its
         opening is read. (Malformed rows open in several ways, of which one is read; nothing uses their value.)
@@ -316,12 +359,13 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
             torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
             completion_ids_RT.shape[1],
-            **_select_pictures(output, rows_R, num_row_tokens),
+            num_images=[1] * len(rows_R),
+            **select_pictures(output, rows_R, num_row_tokens),
         )
-        p_R = (logps_RT * self._mask_openings(completion_ids_RT)).sum(1).exp()
         position = {arms_B[row]: place for place, row in enumerate(rows_R)}
-        p_B: torch.Tensor = p_R[[position[arm] for arm in arms_B]]
-        return p_B
+        logps_BT = torch.zeros(opening_BT.shape, device=logps_RT.device, dtype=logps_RT.dtype)
+        logps_BT[:, : logps_RT.shape[1]] = logps_RT[[position[arm] for arm in arms_B]]
+        return torch.where(opening_BT, logps_BT, 0.0)
 
     def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
         """Return the code of the arm that a completion opens and the number of tokens that say so."""
@@ -339,22 +383,22 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # -- what is watched ----------------------------------------------------------------------------------------
 
-    def _log_groups(self, advantages: Advantages, codes_BG: IntArray) -> None:
+    def _log_groups(self, codes_BG: IntArray, opening_BG: FloatArray, box_BG: FloatArray) -> None:
         metrics = self._metrics["train"]
-        metrics["group/zero_signal"].append(count_zero_signal(advantages) / len(codes_BG))
+        metrics["group/zero_signal"].append(count_zero_signal(opening_BG, box_BG) / len(codes_BG))
         free_BF = codes_BG[:, self._list_arms_of_group() == "free"]
         if free_BF.size:
             metrics["decision/region_rate"].append(float((free_BF == REGION).mean()))
             metrics["decision/malformed_rate"].append(float((free_BF == MALFORMED).mean()))
 
-    def _log_openings(self, p_opening_BG: FloatArray) -> None:
-        # Every query has rows of both forced arms, so their sum is a probability.
-        arms_G = self._list_arms_of_group()
-        p_region, p_full = (float(p_opening_BG[:, arms_G == arm].mean()) for arm in ("region", "full"))
+    def _log_decisions(self, loss: DecisionLoss, p_BA: FloatArray) -> None:
         metrics = self._metrics["train"]
-        metrics["decision/p_region"].append(p_region)
-        metrics["decision/p_full"].append(p_full)
-        metrics["decision/mass"].append(p_region + p_full)
+        metrics["decision/p_region"].append(float(p_BA[:, REGION].mean()))
+        metrics["decision/p_full"].append(float(p_BA[:, FULL].mean()))
+        metrics["decision/mass"].append(float(p_BA.sum(axis=1).mean()))
+        metrics["decision/target"].append(float(loss.target_B.mean()))
+        metrics["decision/loss"].append(float(loss.loss_B.mean()))
+        metrics["decision/kl"].append(float(loss.kl_B.mean()))
 
     def _list_arms_of_group(self) -> npt.NDArray[np.str_]:
         return np.asarray([self._plan.get_arm(row) for row in range(self.num_generations)])
@@ -498,31 +542,8 @@ def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_di
     )
 
 
-def _select_pictures(output: Mapping[str, Any], rows_R: Sequence[int], num_tokens: int) -> dict[str, Any]:
-    """Return what a forward pass over some rows needs beside tokens; each row has one picture.
-
-    Args:
-        output: a whole batch, as TRL's trainer makes it.
-        rows_R: the rows wanted, in order.
-        num_tokens: length that the rows are cut to, prompt included.
-    """
-    fields: dict[str, Any] = {"num_images": [1] * len(rows_R)}
-    for name in ("image_grid_thw", "pixel_attention_mask", "image_sizes"):
-        if name in output:
-            fields[name] = output[name][rows_R]
-    if "image_grid_thw" in output:  # Qwen lays the patches of all pictures end to end
-        patches = output["pixel_values"].split(output["image_grid_thw"].prod(1).tolist())
-        fields["pixel_values"] = torch.cat([patches[row] for row in rows_R])
-    else:
-        fields["pixel_values"] = output["pixel_values"][rows_R]
-    for name in _TOKEN_FIELDS:
-        if name in output:
-            fields[name] = output[name][rows_R, :num_tokens]
-    return fields
-
-
 def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:
     """Lengthen a per-token field by the forced tokens, which are text (type 0)."""
-    if name not in _TOKEN_FIELDS:
+    if name not in TOKEN_FIELDS:
         return field
     return [[*row, *[0] * len(opening)] for row, opening in zip(field, forced, strict=True)]
