@@ -366,7 +366,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             text, decision = self._reward.parse(example["query_id"], ids)
             self._rollouts.append(
                 Rollout(
-                    step=self.state.global_step,
+                    step=self.state.global_step + 1,
                     query_id=example["query_id"],
                     arm=self._plan.get_arm(first + row),
                     completion=text,

@@ -181,7 +181,7 @@ def test_every_group_holds_both_arms_even_after_collapse(collapsed: Training) ->
         assert sum(opens_full) >= 2
         assert all(opens_region[:3])
         assert all(opens_full[3:5])
-    assert {rollout.step for rollout in collapsed.rollouts} == {0, 1}
+    assert {rollout.step for rollout in collapsed.rollouts} == {point.step for point in collapsed.curve} == {1, 2}
 
 
 def test_stock_groups_do_not(stock: Training) -> None:
