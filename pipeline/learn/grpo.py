@@ -45,6 +45,7 @@ from pipeline.core.completion import cut_after_action, parse_completion
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
+from pipeline.learn.dropout import without_dropout
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
@@ -232,7 +233,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts = [[*prompt, *opening] for prompt, opening in zip(prompt_ids, forced, strict=True)]
         fields = {name: _extend_token_field(name, field, forced) for name, field in multimodal_fields.items()}
         # One generation a prompt: the rows of a group differ now, a server must not merge them.
-        with stop_at_action(self.model, self._tokenizer, forced):
+        with stop_at_action(self.model, self._tokenizer, forced), without_dropout(self.model):
             spoken, _ = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
         completions = [
             drop_beyond_action(self._tokenizer, [*opening, *tokens], self.eos_token_ids)
@@ -311,13 +312,14 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         num_tokens = max(len(opening) for opening in self._openings.values())
         completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
         num_row_tokens = output["prompt_ids"].shape[1] + completion_ids_RT.shape[1]
-        logps_RT, _, _ = self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
-            torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
-            completion_ids_RT.shape[1],
-            **_select_pictures(output, rows_R, num_row_tokens),
-        )
+        with without_dropout(self.model):
+            logps_RT, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
+                torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
+                completion_ids_RT.shape[1],
+                **_select_pictures(output, rows_R, num_row_tokens),
+            )
         p_R = (logps_RT * self._mask_openings(completion_ids_RT)).sum(1).exp()
         position = {arms_B[row]: place for place, row in enumerate(rows_R)}
         p_B: torch.Tensor = p_R[[position[arm] for arm in arms_B]]

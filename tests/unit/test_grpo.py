@@ -308,6 +308,23 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     assert malformed == [row == 7 for row in range(16)]
 
 
+def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava, LoraParams(rank=4, alpha=64, dropout=0.9))
+    policy.prepare_training()
+    seed_everything(2)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:  # a fresh adapter changes nothing, with dropout or without
+            torch.nn.init.normal_(weight, std=0.02)
+    p_of = {
+        query_id: policy.decide([spoken_llava.load_image(query_id)], [question])[0].p_region
+        for query_id, question in spoken_llava.questions.items()
+    }
+    training = Training(policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path)
+    (batch,) = training.batches
+    wanted = np.mean([p_of[query_id] for query_id in batch["query_id"]])
+    assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+
+
 # -- learning ---------------------------------------------------------------------------------------------------
 
 
