@@ -33,7 +33,6 @@ from trl.trainer.utils import RepeatSampler
 
 from pipeline.config import RewardParams, TrainParams
 from pipeline.core.advantage import (
-    FULL,
     MALFORMED,
     REGION,
     Advantages,
@@ -46,6 +45,7 @@ from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.dropout import without_dropout
+from pipeline.learn.openings import read_opening
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
@@ -260,7 +260,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         rewards_N1: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        codes_B = torch.tensor([self._read_opening(ids)[0] for ids in completion_ids_list])
+        codes_B = torch.tensor([read_opening(self._tokenizer, ids)[0] for ids in completion_ids_list])
         self._codes_N = self.accelerator.gather(codes_B.to(rewards_N1.device))
         self._rewards_N = rewards_N1[:, 0]
         if self.model.training:
@@ -306,7 +306,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         Rows of a group share prompt and picture, so one row of each arm speaks for all of the arm, and only its
         opening is read. (Malformed rows open in several ways, of which one is read; nothing uses their value.)
         """
-        codes_B = [self._read_opening(ids)[0] for ids in output["completion_ids"].tolist()]
+        codes_B = [read_opening(self._tokenizer, ids)[0] for ids in output["completion_ids"].tolist()]
         arms_B = [(row // self.num_generations, code) for row, code in enumerate(codes_B)]
         rows_R = [arms_B.index(arm) for arm in dict.fromkeys(arms_B)]
         num_tokens = max(len(opening) for opening in self._openings.values())
@@ -325,17 +325,8 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         p_B: torch.Tensor = p_R[[position[arm] for arm in arms_B]]
         return p_B
 
-    def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
-        """Return the code of the arm that a completion opens and the number of tokens that say so."""
-        region, full = self._openings["region"], self._openings["full"]
-        if list(completion_ids[: len(region)]) == region:
-            return REGION, len(region)
-        if list(completion_ids[: len(full)]) == full:
-            return FULL, len(full)
-        return MALFORMED, 1
-
     def _mask_openings(self, completion_ids_BT: torch.Tensor) -> torch.Tensor:
-        lengths = [self._read_opening(row)[1] for row in completion_ids_BT.tolist()]
+        lengths = [read_opening(self._tokenizer, row)[1] for row in completion_ids_BT.tolist()]
         positions_T = torch.arange(completion_ids_BT.shape[1], device=completion_ids_BT.device)
         return positions_T[None] < torch.tensor(lengths, device=completion_ids_BT.device)[:, None]
 

@@ -24,7 +24,7 @@ from pipeline.stages import retrieve as retrieve_stage
 from pipeline.tracking import null_run
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
 from tests.conftest import SpokenLlava
-from tests.scripted import scripted
+from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
 REWARD = RewardParams()
@@ -46,8 +46,8 @@ def _params(**changes: object) -> TrainParams:
     return TrainParams.model_validate(settings | changes)
 
 
-def _load(spoken: SpokenLlava, lora: LoraParams | None = None) -> Policy:
-    return load_policy(spoken.folder, PolicyParams(max_new_tokens=9, device="cpu", lora=lora))
+def _load(spoken: SpokenLlava, lora: LoraParams | None = None, max_new_tokens: int = 9) -> Policy:
+    return load_policy(spoken.folder, PolicyParams(max_new_tokens=max_new_tokens, device="cpu", lora=lora))
 
 
 def _collapse(policy: Policy, onto_id: int, from_id: int, bias: float) -> None:
@@ -306,6 +306,22 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
     malformed = [rollout.decision == "malformed" for rollout in training.rollouts]
     assert malformed == [row == 7 for row in range(16)]
+
+
+def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava, max_new_tokens=30)
+    crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
+    rest = encode(policy, crop)[len(policy.region_ids) :]
+    letters = [token for letter in REGION_OPENING for token in encode(policy, letter)]
+    assert len(letters) == len(REGION_OPENING)
+    with scripted(policy, lambda row: rest if row % 8 < 3 else [*letters, *rest] if row % 8 == 7 else ""):
+        training = Training(
+            policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
+        )
+    (batch,) = training.batches
+    assert (batch["opening_code"].view(-1, 8)[:, 7] == REGION).all()
+    assert (batch["opening_mask"].sum(1).view(-1, 8)[:, 7] == len(letters)).all()
+    assert {rollout.decision for rollout in training.rollouts[7::8]} == {"region"}
 
 
 def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
