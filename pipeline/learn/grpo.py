@@ -45,6 +45,7 @@ from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.dropout import without_dropout
+from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.openings import read_opening
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
@@ -235,8 +236,9 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # One generation a prompt: the rows of a group differ now, a server must not merge them.
         with stop_at_action(self.model, self._tokenizer, forced), without_dropout(self.model):
             spoken, _ = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
+        # The opening counts towards the length of an answer, as it does at inference.
         completions = [
-            drop_beyond_action(self._tokenizer, [*opening, *tokens], self.eos_token_ids)
+            drop_beyond_action(self._tokenizer, [*opening, *tokens][: self.max_completion_length], self.eos_token_ids)
             for opening, tokens in zip(forced, spoken, strict=True)
         ]
         return completions, None  # transformers' `generate`, the only sampler here, gives no log probabilities
@@ -462,18 +464,18 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_dir: Path) -> GRPOConfig:
     on_gpu = policy.model.device.type == "cuda"
+    settings = GenerationSettings.sampling(policy.params.max_new_tokens, params.temperature, policy.tokens)
     return GRPOConfig(
         output_dir=str(checkpoints_dir),
         max_steps=params.max_steps,
         per_device_train_batch_size=params.queries_per_step * params.group_size,
         num_generations=params.group_size,
         num_iterations=params.updates_per_generation,
-        max_completion_length=policy.params.max_new_tokens,
+        **settings.list_trl_arguments(),
         learning_rate=params.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup_steps,
         beta=params.beta,
-        temperature=params.temperature,
         scale_rewards="none",
         loss_type="dapo",
         bf16=policy.trains_in_bfloat16,

@@ -308,6 +308,16 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     assert malformed == [row == 7 for row in range(16)]
 
 
+def test_a_forced_opening_counts_towards_the_length(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava)
+    with scripted(policy, lambda row: "no sense " * 9 if row % 8 < 3 else ""):
+        training = Training(
+            policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
+        )
+    lengths = training.batches[0]["completion_mask"].sum(1).view(-1, 8)
+    assert (lengths[:, :3] == policy.params.max_new_tokens).all()
+
+
 def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava, max_new_tokens=30)
     crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
