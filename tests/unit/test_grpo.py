@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
@@ -349,6 +351,32 @@ def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: 
     (batch,) = training.batches
     wanted = np.mean([p_of[query_id] for query_id in batch["query_id"]])
     assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+
+
+# -- TRL --------------------------------------------------------------------------------------------------------
+
+
+_OVERRIDDEN = {
+    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
+    "_generate": "(self, prompts: list)",
+    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
+    "_generate_and_score_completions": "(self, inputs: list[dict[str, torch.Tensor | typing.Any]])"
+    " -> dict[str, torch.Tensor | typing.Any]",
+    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)"
+    " -> torch.utils.data.sampler.Sampler",
+    "_save_checkpoint": "(self, model, trial)",
+    "_load_from_checkpoint": "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None)"
+    " -> None",
+}
+"""Methods of TRL's trainer that ours replaces, with the signatures that it was written for."""
+
+
+def test_overridden_methods_of_trl_are_those_that_ours_was_written_for() -> None:
+    ours = {name for name in vars(RGRPOTrainer) if name in dir(GRPOTrainer) and not name.startswith("__")}
+    ours -= {"_tag_names", "_name"}
+    assert ours == _OVERRIDDEN.keys()
+    found = {name: str(inspect.signature(getattr(GRPOTrainer, name))) for name in ours}
+    assert found == _OVERRIDDEN
 
 
 # -- learning ---------------------------------------------------------------------------------------------------
