@@ -11,6 +11,7 @@ import torch
 from benchmarks.setting import Completions, Setting
 from pipeline.config import Params, TrainParams
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, parse_completion
+from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
@@ -88,9 +89,9 @@ def _sample_row(
     policy.model.eval()
     sequences = policy.model.generate(
         **inputs,
-        max_new_tokens=policy.params.max_new_tokens,
-        do_sample=True,
-        temperature=setting.params.train.temperature,
+        generation_config=GenerationSettings.sampling(
+            policy.params.max_new_tokens, setting.params.train.temperature, policy.tokens
+        ).build_config(),
     )
     spoken = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     queries = [setting.queries[query_id] for query_id in query_ids]

@@ -67,11 +67,11 @@ def speak(policy: Policy, ending: Ending, side_px: int) -> Iterator[list[int]]:
     def generate_scripted(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
         prompts = keywords["input_ids"]
         rows = [say(ids) for ids in prompts.tolist()]
-        keywords["logits_processor"] = LogitsProcessorList([Script(prompts.shape[1], rows, filler_id)])
-        output = generate(**keywords)
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        script = Script(prompts.shape[1], rows, filler_id)
+        keywords["logits_processor"] = LogitsProcessorList([*keywords.get("logits_processor", ()), script])
+        sequences = generate(**keywords)
         lengths.append(sequences.shape[1] - prompts.shape[1])
-        return output
+        return sequences
 
     policy.model.generate = generate_scripted
     try:

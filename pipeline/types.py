@@ -157,7 +157,11 @@ class RegionLabel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One sampled completion of r-GRPO with what it earned."""
+    """One sampled completion of r-GRPO with what it earned.
+
+    Attributes:
+        step: the first optimiser step that learns from it, counted from 1 as in `CurvePoint`.
+    """
 
     step: int
     query_id: str

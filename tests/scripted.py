@@ -17,23 +17,33 @@ FILLER = "x"
 
 
 @contextmanager
-def scripted(policy: Policy, say: Callable[[int], str]) -> Iterator[list[torch.Tensor]]:
-    """Make each row of `generate` say what `say` returns for its number; yields what was generated, (B, T) a call."""
-    tokenizer, generate = policy.processor.tokenizer, policy.model.generate
-    (filler_id,) = tokenizer(FILLER, add_special_tokens=False)["input_ids"]
+def scripted(policy: Policy, say: Callable[[int], str | list[int]]) -> Iterator[list[torch.Tensor]]:
+    """Make each row of `generate` say what `say` returns for its number, as text or in tokens.
+
+    Yields what was generated, (B, T) a call.
+    """
+    generate = policy.model.generate
+    (filler_id,) = encode(policy, FILLER)
     spoken: list[torch.Tensor] = []
 
     def generate_scripted(**keywords: Any) -> Any:
         num_prompt_tokens = keywords["input_ids"].shape[1]
-        rows = [tokenizer(say(row), add_special_tokens=False)["input_ids"] for row in range(len(keywords["input_ids"]))]
-        keywords["logits_processor"] = LogitsProcessorList([Script(num_prompt_tokens, rows, filler_id)])
-        output = generate(**keywords)
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        said = [say(row) for row in range(len(keywords["input_ids"]))]
+        rows = [encode(policy, words) if isinstance(words, str) else words for words in said]
+        script = Script(num_prompt_tokens, rows, filler_id)
+        keywords["logits_processor"] = LogitsProcessorList([*keywords.get("logits_processor", ()), script])
+        sequences = generate(**keywords)
         spoken.append(sequences[:, num_prompt_tokens:])
-        return output
+        return sequences
 
     policy.model.generate = generate_scripted
     try:
         yield spoken
     finally:
         del policy.model.generate
+
+
+def encode(policy: Policy, text: str) -> list[int]:
+    """Return a text's tokens as the policy's tokenizer writes it."""
+    ids: list[int] = policy.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

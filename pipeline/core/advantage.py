@@ -36,12 +36,12 @@ def compute_group_advantages(rewards_BG: npt.ArrayLike) -> F64:
 def compute_box_advantages(rewards_BG: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> F64:
     """Return what the tokens after a row's opening are pulled by, (B, G).
 
-    `(r - mean(arm)) / (std(arm) + 0.05)` over the rows of the same arm. It sums to 0 within an arm, so it says nothing of
-    the decision. Rows that opened neither arm are compared among themselves.
+    `(r - mean(arm)) / (std(arm) + 0.05)` over the rows of the same arm. It sums to 0 within an arm, so it says nothing
+    of the decision. Rows that opened neither arm are compared among themselves.
 
     Why divided: a crop's reward is heavy-tailed (a jump from rank 10 to rank 1 earns about 3, a better margin 0.05),
-    and undivided a few queries would move all boxes. The paper does not divide; it draws its baseline from decisions and
-    boxes together, where dividing would let the decision set the scale of the box.
+    and undivided a few queries would move all boxes. The paper does not divide; its baseline is of decisions and boxes
+    together, where dividing would let the decision set the scale of the box.
 
     Args:
         rewards_BG: (B, G) rewards.

@@ -1,19 +1,19 @@
 """The decision's loss: how likely a policy should open a region, given what both arms earn.
 
 Every balanced group plays both arms, and the policy's probability of each opening is known. So nothing about the
-decision has to be estimated from which arm was drawn: loss and KL are exact. (Ours; the paper trains the decision by the
-group's advantages. docs/method.md, D26)
+decision has to be estimated from which arm was drawn: loss and KL are exact. (Ours; the paper trains the decision by
+the group's advantages. docs/method.md, D26)
 
     target   pi = sigmoid((V_REGION - V_FULL) / temperature)
     loss     - pi log p_R - (1 - pi) log p_F + beta KL(p || q)
 
 with p and q the probabilities of REGION, FULL and neither under the policy and under its reference.
 
-Why a soft target: its gradient in the logit of an opening is `p_a - pi_a` (at beta = 0). It does not vanish in a collapsed
-policy, as the p (1 - p) of an expected reward does; it is 0 at p = pi and nowhere else, so a policy that is right stands
-still however often both arms are played; and every opening that is neither arm is pushed down by its own probability,
-so no mass leaks. The policy of the highest expected reward less
-`temperature` times its KL to even odds is this same pi.
+Why a soft target: its gradient in the logit of an opening is `p_a - pi_a` (at beta = 0). It does not vanish in a
+collapsed policy, as the p (1 - p) of an expected reward does; it is 0 at p = pi and nowhere else, so a policy that is
+right stands still however often both arms are played; and every opening that is neither arm is pushed down by its own
+probability, so no mass leaks. The policy of the highest expected reward less `temperature` times its KL to even odds is
+this same pi.
 """
 
 from __future__ import annotations

@@ -47,6 +47,9 @@ from pipeline.core.decision import DecisionLoss, compute_decision_loss
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
+from pipeline.learn.dropout import without_dropout
+from pipeline.learn.generation import GenerationSettings
+from pipeline.learn.openings import read_opening
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
@@ -60,6 +63,9 @@ from pipeline.types import Crop, CurvePoint, Decision, KeepFull, Rollout
 logger = logging.getLogger(__name__)
 
 Arm = Literal["region", "full", "free"]
+
+Untyped = Any
+"""A model of transformers, or what it returns."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -235,10 +241,11 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts = [[*prompt, *opening] for prompt, opening in zip(prompt_ids, forced, strict=True)]
         fields = {name: _extend_token_field(name, field, forced) for name, field in multimodal_fields.items()}
         # One generation a prompt: the rows of a group differ now, a server must not merge them.
-        with stop_at_action(self.model, self._tokenizer, forced):
+        with stop_at_action(self.model, self._tokenizer, forced), without_dropout(self.model):
             spoken, _ = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
+        # The opening counts towards the length of an answer, as it does at inference.
         completions = [
-            drop_beyond_action(self._tokenizer, [*opening, *tokens], self.eos_token_ids)
+            drop_beyond_action(self._tokenizer, [*opening, *tokens][: self.max_completion_length], self.eos_token_ids)
             for opening, tokens in zip(forced, spoken, strict=True)
         ]
         return completions, None  # transformers' `generate`, the only sampler here, gives no log probabilities
@@ -262,7 +269,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         rewards_N1: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        codes_B = torch.tensor([self._read_opening(ids)[0] for ids in completion_ids_list])
+        codes_B = torch.tensor([read_opening(self._tokenizer, ids)[0] for ids in completion_ids_list])
         self._codes_N = self.accelerator.gather(codes_B.to(rewards_N1.device))
         self._rewards_N = rewards_N1[:, 0]
         if self.model.training:
@@ -291,18 +298,29 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(
         self,
-        model: Any,  # noqa: ANN401 - as TRL has it
+        model: Any,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
         compute_entropy: bool = False,
-        **fields: Any,
+        compute_aux_loss: bool = False,
+        **pictures: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Return log probabilities and entropies of completions, (B, T); what they share goes through the model once."""
-        with self.accelerator.autocast():
-            output = compute_completion_logps(model, input_ids, attention_mask, logits_to_keep, fields)
+        """Return log probabilities and entropies of completions, (B, T); shared prompts go through the model once."""
+        output = self._score_completions(model, input_ids, attention_mask, logits_to_keep, pictures)
         return output.log_probs, output.entropy if compute_entropy else None, None
+
+    def _score_completions(
+        self,
+        model: Untyped,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        num_tokens: int,
+        pictures: Mapping[str, Any],
+    ) -> Untyped:
+        with self.accelerator.autocast():
+            return compute_completion_logps(model, input_ids, attention_mask, num_tokens, pictures)
 
     def _take_own(self, values_BG: FloatArray, like: torch.Tensor) -> torch.Tensor:
         """Return this process's share of all processes' rows, (B,)."""
@@ -320,11 +338,11 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         it has neither value nor gradient; the exact KL is part of the decision's loss.
         """
         logps_BT = self._compute_opening_logps(output, opening_BT)
-        p_BA = self._gather_arms((logps_BT * opening_BT).sum(1).exp(), codes_BG)
+        p_BA = self._take_arms(logps_BT.sum(1).exp())
         reference_BA = p_BA
         if output.get("ref_per_token_logps") is not None:
             reference_BT = output["ref_per_token_logps"]
-            reference_BA = self._gather_arms((reference_BT * opening_BT).sum(1).exp(), codes_BG)
+            reference_BA = self._take_arms((reference_BT * opening_BT).sum(1).exp())
             output["ref_per_token_logps"] = torch.where(opening_BT, logps_BT, reference_BT)
         loss = compute_decision_loss(
             compute_arm_values(rewards_BG, codes_BG),
@@ -336,48 +354,41 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._log_decisions(loss, p_BA)
         return loss
 
-    def _gather_arms(self, p_opening_B: torch.Tensor, codes_BG: IntArray) -> FloatArray:
+    def _take_arms(self, p_opening_B: torch.Tensor) -> FloatArray:
         """Return the probability of either arm's opening in every group of all processes, (B, 2)."""
-        p_BG = self.accelerator.gather(p_opening_B).view(codes_BG.shape).double().cpu().numpy()
-        return compute_arm_values(p_BG, codes_BG)  # rows of an arm agree, so their mean is what each of them says
+        p_BG = self.accelerator.gather(p_opening_B).view(-1, self.num_generations).double().cpu().numpy()
+        # Free rows may spell an opening in other tokens; the first forced row of either arm has those that SFT taught.
+        arms: FloatArray = p_BG[:, [0, self._plan.num_region]]
+        return arms
 
     @torch.no_grad()
     def _compute_opening_logps(self, output: dict[str, Any], opening_BT: torch.Tensor) -> torch.Tensor:
         """Return the log probabilities of the tokens that open each row under the policy in training, (B, T), else 0.
 
-        Rows of a group share prompt and picture, so one row of each arm speaks for all of the arm, and only its
-        opening is read. (Malformed rows open in several ways, of which one is read; nothing uses their value.)
+        Rows of a group that open with the same tokens share all that these depend on, so one of them speaks for all,
+        and only its opening is read, without dropout.
         """
-        codes_B = [self._read_opening(ids)[0] for ids in output["completion_ids"].tolist()]
-        arms_B = [(row // self.num_generations, code) for row, code in enumerate(codes_B)]
-        rows_R = [arms_B.index(arm) for arm in dict.fromkeys(arms_B)]
-        num_tokens = max(len(opening) for opening in self._openings.values())
+        num_tokens = int(opening_BT.sum(1).max())
+        opening_ids = torch.where(opening_BT, output["completion_ids"], -1)[:, :num_tokens].tolist()
+        keys_B = [(row // self.num_generations, *ids) for row, ids in enumerate(opening_ids)]
+        rows_R = [keys_B.index(key) for key in dict.fromkeys(keys_B)]
         completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
-        num_row_tokens = output["prompt_ids"].shape[1] + completion_ids_RT.shape[1]
-        logps_RT, _, _ = self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
-            torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
-            completion_ids_RT.shape[1],
-            num_images=[1] * len(rows_R),
-            **select_pictures(output, rows_R, num_row_tokens),
-        )
-        position = {arms_B[row]: place for place, row in enumerate(rows_R)}
+        num_row_tokens = output["prompt_ids"].shape[1] + num_tokens
+        with without_dropout(self.model):
+            logps_RT = self._score_completions(
+                self.model,
+                torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
+                torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
+                num_tokens,
+                select_pictures(output, rows_R, num_row_tokens),
+            ).log_probs
+        place = {key: number for number, key in enumerate(dict.fromkeys(keys_B))}
         logps_BT = torch.zeros(opening_BT.shape, device=logps_RT.device, dtype=logps_RT.dtype)
-        logps_BT[:, : logps_RT.shape[1]] = logps_RT[[position[arm] for arm in arms_B]]
+        logps_BT[:, :num_tokens] = logps_RT[[place[key] for key in keys_B]]
         return torch.where(opening_BT, logps_BT, 0.0)
 
-    def _read_opening(self, completion_ids: Sequence[int]) -> tuple[int, int]:
-        """Return the code of the arm that a completion opens and the number of tokens that say so."""
-        region, full = self._openings["region"], self._openings["full"]
-        if list(completion_ids[: len(region)]) == region:
-            return REGION, len(region)
-        if list(completion_ids[: len(full)]) == full:
-            return FULL, len(full)
-        return MALFORMED, 1
-
     def _mask_openings(self, completion_ids_BT: torch.Tensor) -> torch.Tensor:
-        lengths = [self._read_opening(row)[1] for row in completion_ids_BT.tolist()]
+        lengths = [read_opening(self._tokenizer, row)[1] for row in completion_ids_BT.tolist()]
         positions_T = torch.arange(completion_ids_BT.shape[1], device=completion_ids_BT.device)
         return positions_T[None] < torch.tensor(lengths, device=completion_ids_BT.device)[:, None]
 
@@ -410,7 +421,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             text, decision = self._reward.parse(example["query_id"], ids)
             self._rollouts.append(
                 Rollout(
-                    step=self.state.global_step,
+                    step=self.state.global_step + 1,
                     query_id=example["query_id"],
                     arm=self._plan.get_arm(first + row),
                     completion=text,
@@ -513,18 +524,18 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_dir: Path) -> GRPOConfig:
     on_gpu = policy.model.device.type == "cuda"
+    settings = GenerationSettings.sampling(policy.params.max_new_tokens, params.temperature, policy.tokens)
     return GRPOConfig(
         output_dir=str(checkpoints_dir),
         max_steps=params.max_steps,
         per_device_train_batch_size=params.queries_per_step * params.group_size,
         num_generations=params.group_size,
         num_iterations=params.updates_per_generation,
-        max_completion_length=policy.params.max_new_tokens,
+        **settings.list_trl_arguments(),
         learning_rate=params.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=params.warmup_steps,
         beta=params.beta,
-        temperature=params.temperature,
         scale_rewards="none",
         loss_type="dapo",
         bf16=policy.trains_in_bfloat16,

@@ -14,13 +14,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcessorList, StoppingCriteriaList
 
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
@@ -30,7 +24,14 @@ from pipeline.errors import ModelError
 from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
 from pipeline.learn.families import FrameOf, find_family, load_processor
+from pipeline.learn.generation import (
+    DRAWING_TEMPERATURE,
+    GenerationSettings,
+    find_answer_tokens,
+    forget_generation_config,
+)
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
+from pipeline.learn.openings import FirstTokenProbability, ForcedOpening
 from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, Decision
@@ -54,8 +55,8 @@ class PolicyAnswer:
     Attributes:
         decision: the parsed answer.
         completion: the text as it was spoken up to the action's end, special tokens left out.
-        p_region: probability that the answer opens a region, 0 to 1: that of the opening's first token, before
-            any sampling or forcing.
+        p_region: probability that the answer opens a region, 0 to 1: that of the canonical opening's first token,
+            before any sampling or forcing.
     """
 
     decision: Decision
@@ -85,6 +86,7 @@ class Policy:
         self.params = params
         self.base_digest: Final = base_digest
         self.get_frame: Final = get_frame
+        self.tokens: Final = find_answer_tokens(model, processor.tokenizer)
         self.region_ids: Final = self._encode_opening(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
         self.full_ids: Final = self._encode_opening(FULL_ANSWER, FULL_ANSWER)
         if self.region_ids[0] == self.full_ids[0]:
@@ -110,9 +112,10 @@ class Policy:
             ValueError: not one question per picture.
             ModelError: the family cannot read a picture of that shape.
         """
+        settings = GenerationSettings.greedy(self.params.max_new_tokens, self.tokens)
         answers: list[PolicyAnswer] = []
         for start, batch_images, batch_questions in self._split(images, questions, self.params.batch_size):
-            answers += self._answer_batch(batch_images, batch_questions, force_region=force_region)
+            answers += self._answer_batch(batch_images, batch_questions, settings, force_region=force_region)
             if advance is not None:
                 advance(len(answers) - start)
         return answers
@@ -158,10 +161,13 @@ class Policy:
             ValueError: not one question per picture.
             ModelError: the family cannot read a picture of that shape.
         """
+        settings = GenerationSettings.sampling(self.params.max_new_tokens, DRAWING_TEMPERATURE, self.tokens)
         samples: list[list[PolicyAnswer]] = []
         size = max(1, self.params.batch_size // num_samples)
         for _, batch_images, batch_questions in self._split(images, questions, size):
-            rows = self._answer_batch(batch_images, batch_questions, force_region=True, num_samples=num_samples)
+            rows = self._answer_batch(
+                batch_images, batch_questions, settings, force_region=True, num_samples=num_samples
+            )
             samples += [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
         return samples
 
@@ -211,12 +217,13 @@ class Policy:
         self,
         images: Sequence[Image.Image],
         questions: Sequence[str],
+        settings: GenerationSettings,
         *,
         force_region: bool,
-        num_samples: int | None = None,
+        num_samples: int = 1,
     ) -> list[PolicyAnswer]:
-        """Answer greedily, or with `num_samples` draws a query, which then follow one another."""
-        frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples or 1)]
+        """Answer every query `num_samples` times; answers to one query follow one another."""
+        frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples)]
         prompts = [
             self.processor.apply_chat_template(
                 build_messages(question, self.params), add_generation_prompt=True, tokenize=False
@@ -227,44 +234,22 @@ class Policy:
             text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
         ).to(self.model.device)
         num_prompt_tokens = inputs["input_ids"].shape[1]
-        # Nothing that a checkpoint's generation_config may hold narrows the draws.
-        drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": num_samples}
-        output = self.model.generate(
+        p_region = FirstTokenProbability(self.region_ids[0], num_prompt_tokens)
+        forced = [ForcedOpening(self.region_ids, num_prompt_tokens)] if force_region else []
+        sequences = self.model.generate(
             **inputs,
-            max_new_tokens=self.params.max_new_tokens,
-            **({"do_sample": False} if num_samples is None else drawing),
-            logits_processor=LogitsProcessorList(
-                [_ForcedOpening(self.region_ids, num_prompt_tokens)] if force_region else []
-            ),
+            generation_config=settings.build_config(num_samples),
+            logits_processor=LogitsProcessorList([p_region, *forced]),
             stopping_criteria=StoppingCriteriaList(
                 [ActionEnd(self.processor.tokenizer, num_prompt_tokens, [[]] * len(frames))]
             ),
-            output_logits=True,
-            return_dict_in_generate=True,
         )
-        p_region_B = output.logits[0].float().softmax(-1)[:, self.region_ids[0]].tolist()
-        spoken_BT = output.sequences[:, num_prompt_tokens:]
+        spoken_BT = sequences[:, num_prompt_tokens:]
         texts = [cut_after_action(text) for text in self.processor.batch_decode(spoken_BT, skip_special_tokens=True)]
         return [
-            PolicyAnswer(parse_completion(text, frame), text, p_region)
-            for text, frame, p_region in zip(texts, frames, p_region_B, strict=True)
+            PolicyAnswer(parse_completion(text, frame), text, p)
+            for text, frame, p in zip(texts, frames, p_region.p_B.tolist(), strict=True)
         ]
-
-
-class _ForcedOpening(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token at each of the first steps; the logits that `generate` returns are those before it."""
-
-    def __init__(self, opening_ids: Sequence[int], num_prompt_tokens: int) -> None:
-        self._opening_ids = opening_ids
-        self._num_prompt_tokens = num_prompt_tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self._num_prompt_tokens
-        if step >= len(self._opening_ids):
-            return scores
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self._opening_ids[step]] = 0.0
-        return forced
 
 
 def build_messages(question: str, params: PolicyParams) -> list[Message]:
@@ -304,6 +289,7 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
         )
         if report["missing_keys"]:
             raise ModelError(f"{base_dir}: the weights lack {len(report['missing_keys'])} of the model's tensors")
+        forget_generation_config(model, processor.tokenizer)
         if has_adapter(folder):
             model = load_adapter(model, folder, base_digest)
     except _LOADING_ERRORS as error:

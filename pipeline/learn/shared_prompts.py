@@ -2,8 +2,8 @@
 
 The rows of a group differ only behind their prompt, and a prompt with its picture is far longer than an answer. So the
 prompts are run first, one of each group, and every completion continues from the keys and values of its own. Log
-probabilities and gradients are those of whole rows: attention is causal, so a prompt's keys do not depend on what follows,
-and gradients of all completions sum in them.
+probabilities and gradients are those of whole rows: attention is causal, so a prompt's keys do not depend on what
+follows, and the gradients of all completions sum in them.
 
 Shapes: B rows, U distinct prompts, P prompt tokens, T completion tokens.
 """
@@ -108,11 +108,10 @@ def compute_completion_logps(
     cache.batch_select_indices(row_of_prompt_B)
     continued_BT = input_ids_BN[:, num_shared:]
     labels_BT = continued_BT.masked_fill(attention_mask_BN[:, num_shared:] == 0, -100)
-    output = model(
+    return model(
         input_ids=continued_BT,
         attention_mask=attention_mask_BN,
         past_key_values=cache,
         labels=labels_BT,
         fused_lm_head=True,
     )
-    return output

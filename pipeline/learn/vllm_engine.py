@@ -25,6 +25,7 @@ from pipeline.config import PolicyParams
 from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, cut_after_action, parse_completion
 from pipeline.errors import ModelError
 from pipeline.learn.adapters import has_adapter
+from pipeline.learn.generation import DRAWING_TEMPERATURE, GenerationSettings
 from pipeline.learn.model_folder import BUILTIN_PREFIX, resolve_model_path
 from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
 from pipeline.learn.precision import choose_dtype
@@ -79,43 +80,48 @@ class VllmPolicy:
                 dtype=dtype,
                 max_num_seqs=params.batch_size,
                 limit_mm_per_prompt={"image": 1},
+                generation_config="vllm",  # nothing of the folder's own
             )
         self._sampling_class = vllm.SamplingParams
         self._params = params
         self._processor = policy.processor
         self._get_frame = policy.get_frame
         self._region_ids = policy.region_ids
+        self._tokens = policy.tokens
 
     def decide(
         self, images: Sequence[Image.Image], questions: Sequence[str], *, force_region: bool = False
     ) -> list[PolicyAnswer]:
         """Answer every query greedily, as `Policy.decide` does."""
-        drawing = [{"temperature": 0.0} for _ in images]
-        return [answer for (answer,) in self._answer(images, questions, drawing, force_region=force_region)]
+        settings = GenerationSettings.greedy(self._params.max_new_tokens, self._tokens)
+        lots = [{"n": 1} for _ in images]
+        return [answer for (answer,) in self._answer(images, questions, settings, lots, force_region=force_region)]
 
     def sample_regions(
         self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
     ) -> list[list[PolicyAnswer]]:
         """Draw answers with REGION forced, as `Policy.sample_regions` does; torch's generator gives vLLM's seeds."""
         seeds = torch.randint(_MAX_SEED, (len(images),)).tolist()
-        drawing = [{"temperature": 1.0, "n": num_samples, "seed": seed} for seed in seeds]
-        return self._answer(images, questions, drawing, force_region=True)
+        settings = GenerationSettings.sampling(self._params.max_new_tokens, DRAWING_TEMPERATURE, self._tokens)
+        lots = [{"n": num_samples, "seed": seed} for seed in seeds]
+        return self._answer(images, questions, settings, lots, force_region=True)
 
     def _answer(
         self,
         images: Sequence[Image.Image],
         questions: Sequence[str],
-        drawing: Sequence[dict[str, Any]],
+        settings: GenerationSettings,
+        lots: Sequence[dict[str, int]],
         *,
         force_region: bool,
     ) -> list[list[PolicyAnswer]]:
         forced = self._region_ids if force_region else []
-        common = {
-            "max_tokens": max(1, self._params.max_new_tokens - len(forced)),
+        common: dict[str, Any] = {
+            **settings.list_vllm_arguments(len(forced)),
             "stop": [REGION_CLOSING, FULL_ANSWER],
             "include_stop_str_in_output": True,
         }
-        samplings = [self._sampling_class(**common, **options) for options in drawing]
+        samplings = [self._sampling_class(**common, **lot) for lot in lots]
         rows = self._llm.generate(self._build_prompts(images, questions, forced), samplings, use_tqdm=False)
         opening = self._processor.tokenizer.decode(forced)
         answers = []

@@ -34,11 +34,10 @@ def collect_series(points: Iterable[CurvePoint]) -> dict[str, dict[int, float]]:
 
 
 def compute_arm_rewards(rollouts: Iterable[Rollout]) -> dict[str, dict[int, float]]:
-    """Return arm -> step -> mean reward; steps count from 1, like those of the curves."""
+    """Return arm -> step -> mean reward."""
     rewards: dict[str, dict[int, list[float]]] = {arm: defaultdict(list) for arm in ARM_COLOURS}
     for rollout in rollouts:
-        # A rollout names the optimiser steps done before it was drawn.
-        rewards[rollout.arm][rollout.step + 1].append(rollout.reward)
+        rewards[rollout.arm][rollout.step].append(rollout.reward)
     return {
         arm: {step: float(np.mean(values)) for step, values in sorted(steps.items())}
         for arm, steps in rewards.items()

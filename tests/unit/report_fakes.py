@@ -89,8 +89,8 @@ def build_rollouts() -> list[Rollout]:
             completion="",
             decision="full" if arm == "full" else "region",
             box=None if arm == "full" else box,
-            reward=reward + step,
+            reward=reward + step - 1,
         )
-        for step in range(NUM_STEPS)
+        for step in range(1, NUM_STEPS + 1)
         for arm, reward in (("region", 1.0), ("region", 2.0), ("full", 0.0), ("free", -1.0))
     ]

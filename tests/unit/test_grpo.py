@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
@@ -24,7 +26,7 @@ from pipeline.stages import retrieve as retrieve_stage
 from pipeline.tracking import null_run
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
 from tests.conftest import SpokenLlava
-from tests.scripted import scripted
+from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
 REWARD = RewardParams()
@@ -46,8 +48,8 @@ def _params(**changes: object) -> TrainParams:
     return TrainParams.model_validate(settings | changes)
 
 
-def _load(spoken: SpokenLlava, lora: LoraParams | None = None) -> Policy:
-    return load_policy(spoken.folder, PolicyParams(max_new_tokens=9, device="cpu", lora=lora))
+def _load(spoken: SpokenLlava, lora: LoraParams | None = None, max_new_tokens: int = 9) -> Policy:
+    return load_policy(spoken.folder, PolicyParams(max_new_tokens=max_new_tokens, device="cpu", lora=lora))
 
 
 def _collapse(policy: Policy, onto_id: int, from_id: int, bias: float) -> None:
@@ -181,7 +183,7 @@ def test_every_group_holds_both_arms_even_after_collapse(collapsed: Training) ->
         assert sum(opens_full) >= 2
         assert all(opens_region[:3])
         assert all(opens_full[3:5])
-    assert {rollout.step for rollout in collapsed.rollouts} == {0, 1}
+    assert {rollout.step for rollout in collapsed.rollouts} == {point.step for point in collapsed.curve} == {1, 2}
 
 
 def test_stock_groups_do_not(stock: Training) -> None:
@@ -306,6 +308,75 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
     malformed = [rollout.decision == "malformed" for rollout in training.rollouts]
     assert malformed == [row == 7 for row in range(16)]
+
+
+def test_a_forced_opening_counts_towards_the_length(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava)
+    with scripted(policy, lambda row: "no sense " * 9 if row % 8 < 3 else ""):
+        training = Training(
+            policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
+        )
+    lengths = training.batches[0]["completion_mask"].sum(1).view(-1, 8)
+    assert (lengths[:, :3] == policy.params.max_new_tokens).all()
+
+
+def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava, max_new_tokens=30)
+    crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
+    rest = encode(policy, crop)[len(policy.region_ids) :]
+    letters = [token for letter in REGION_OPENING for token in encode(policy, letter)]
+    assert len(letters) == len(REGION_OPENING)
+    with scripted(policy, lambda row: rest if row % 8 < 3 else [*letters, *rest] if row % 8 == 7 else ""):
+        training = Training(
+            policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
+        )
+    (batch,) = training.batches
+    assert (batch["opening_code"].view(-1, 8)[:, 7] == REGION).all()
+    assert (batch["opening_mask"].sum(1).view(-1, 8)[:, 7] == len(letters)).all()
+    assert {rollout.decision for rollout in training.rollouts[7::8]} == {"region"}
+
+
+def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava, LoraParams(rank=4, alpha=64, dropout=0.9))
+    policy.prepare_training()
+    seed_everything(2)
+    for name, weight in policy.model.named_parameters():
+        if "lora_B" in name:  # a fresh adapter changes nothing, with dropout or without
+            torch.nn.init.normal_(weight, std=0.02)
+    p_of = {
+        query_id: policy.decide([spoken_llava.load_image(query_id)], [question])[0].p_region
+        for query_id, question in spoken_llava.questions.items()
+    }
+    training = Training(policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path)
+    (batch,) = training.batches
+    wanted = np.mean([p_of[query_id] for query_id in batch["query_id"]])
+    assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+
+
+# -- TRL --------------------------------------------------------------------------------------------------------
+
+
+_OVERRIDDEN = {
+    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
+    "_generate": "(self, prompts: list)",
+    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
+    "_generate_and_score_completions": "(self, inputs: list[dict[str, torch.Tensor | typing.Any]])"
+    " -> dict[str, torch.Tensor | typing.Any]",
+    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)"
+    " -> torch.utils.data.sampler.Sampler",
+    "_save_checkpoint": "(self, model, trial)",
+    "_load_from_checkpoint": "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None)"
+    " -> None",
+}
+"""Methods of TRL's trainer that ours replaces, with the signatures that it was written for."""
+
+
+def test_overridden_methods_of_trl_are_those_that_ours_was_written_for() -> None:
+    ours = {name for name in vars(RGRPOTrainer) if name in dir(GRPOTrainer) and not name.startswith("__")}
+    ours -= {"_tag_names", "_name"}
+    assert ours == _OVERRIDDEN.keys()
+    found = {name: str(inspect.signature(getattr(GRPOTrainer, name))) for name in ours}
+    assert found == _OVERRIDDEN
 
 
 # -- learning ---------------------------------------------------------------------------------------------------

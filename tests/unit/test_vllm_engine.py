@@ -37,6 +37,11 @@ class FakeSamplingParams:
         *,
         n: int = 1,
         temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: dict[int, float] | None = None,
+        stop_token_ids: list[int] | None = None,
         seed: int | None = None,
         stop: list[str] | None = None,
         include_stop_str_in_output: bool = False,
@@ -46,6 +51,8 @@ class FakeSamplingParams:
         self.n, self.temperature, self.seed, self.stop = n, temperature, seed, stop
         self.include_stop_str_in_output, self.max_tokens = include_stop_str_in_output, max_tokens
         self.prompt_logprobs = prompt_logprobs
+        self.top_k, self.top_p, self.repetition_penalty = top_k, top_p, repetition_penalty
+        self.logit_bias, self.stop_token_ids = logit_bias, stop_token_ids
 
 
 class FakeLLM:
@@ -54,8 +61,16 @@ class FakeLLM:
     made: list[FakeLLM]
     texts: Sequence[str]
 
-    def __init__(self, *, model: str, dtype: str, max_num_seqs: int, limit_mm_per_prompt: dict[str, int]) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(
+        self,
+        *,
+        model: str,
+        dtype: str,
+        max_num_seqs: int,
+        limit_mm_per_prompt: dict[str, int],
+        generation_config: str = "auto",
+    ) -> None:
+        self.model, self.dtype, self.generation_config = model, dtype, generation_config
         self.tensors = set().union(*(load_file(path) for path in Path(model).glob("*.safetensors")))
         self.calls: list[tuple[list[dict[str, Any]], list[FakeSamplingParams]]] = []
         self.made.append(self)
