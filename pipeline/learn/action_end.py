@@ -12,12 +12,11 @@ Shapes: B rows, T tokens, prompt included.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria
 
 from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, find_action_end
 
@@ -33,53 +32,26 @@ class ActionEnd(StoppingCriteria):  # type: ignore[misc]
     Args:
         tokenizer: of the policy.
         num_prompt_tokens: length of the padded prompts.
-        openings: for each row the tokens at the end of its prompt that already belong to its answer.
+        num_rows: B.
     """
 
-    def __init__(self, tokenizer: Untyped, num_prompt_tokens: int, openings: Sequence[Sequence[int]]) -> None:
+    def __init__(self, tokenizer: Untyped, num_prompt_tokens: int, num_rows: int) -> None:
         self._tokenizer = tokenizer
         self._num_prompt_tokens = num_prompt_tokens
-        self._openings = openings
-        self._complete = [is_complete(tokenizer, opening) for opening in openings]
+        self._complete = [False] * num_rows
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **keywords: object) -> torch.Tensor:
         """Return which rows are over, (B,), once for each new token of `input_ids`, (B, T)."""
         over = torch.tensor(self._complete, device=input_ids.device)
         for row, newest in enumerate(input_ids[:, -1].tolist()):
             if not self._complete[row] and self._may_end_an_action(newest):
-                spoken = input_ids[row, self._num_prompt_tokens :].tolist()
-                self._complete[row] = is_complete(self._tokenizer, [*self._openings[row], *spoken])
+                self._complete[row] = is_complete(self._tokenizer, input_ids[row, self._num_prompt_tokens :].tolist())
         return over
 
     def _may_end_an_action(self, token_id: int) -> bool:
         """Spare most tokens the decoding; no tokenizer writes these signs as anything but themselves."""
         token: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
         return token is not None and any(sign in token for sign in _LAST_SIGNS)
-
-
-@contextmanager
-def stop_at_action(model: Untyped, tokenizer: Untyped, openings: Sequence[Sequence[int]]) -> Iterator[None]:
-    """Make `model.generate` end rows with their actions, where it is called by a trainer that offers no other way.
-
-    Args:
-        model: whose `generate` gets `input_ids` by name.
-        tokenizer: of the policy.
-        openings: as `ActionEnd` takes them.
-    """
-    generate = model.generate
-
-    def generate_actions(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        end = ActionEnd(tokenizer, keywords["input_ids"].shape[1], openings)
-        return generate(**keywords, stopping_criteria=StoppingCriteriaList([end]))
-
-    shadowed = vars(model).get("generate")
-    model.generate = generate_actions
-    try:
-        yield
-    finally:
-        del model.generate
-        if shadowed is not None:
-            model.generate = shadowed
 
 
 def is_complete(tokenizer: Untyped, completion_ids: Sequence[int]) -> bool:

@@ -45,15 +45,16 @@ from pipeline.core.advantage import (
 from pipeline.core.completion import cut_after_action, parse_completion
 from pipeline.core.decision import DecisionLoss, compute_decision_loss
 from pipeline.core.reward import Reward, compute_reward
-from pipeline.learn.action_end import drop_beyond_action, is_complete, stop_at_action
+from pipeline.learn.action_end import drop_beyond_action, is_complete
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.dropout import without_dropout
 from pipeline.learn.generation import GenerationSettings
+from pipeline.learn.group_sampling import sample_rows
 from pipeline.learn.openings import read_opening
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
-from pipeline.learn.shared_prompts import TOKEN_FIELDS, compute_completion_logps, select_pictures
+from pipeline.learn.shared_prompts import compute_completion_logps, select_pictures
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
@@ -232,22 +233,16 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         *rest: Any,
         **keywords: Any,
     ) -> tuple[list[list[int]], Any]:
-        """Append each row's forced opening to its prompt, generate, and hand it back as part of the completion."""
+        """Draw rows that open as the plan says and end with their actions; the opening is part of the completion."""
         if not self.model.training:
             return super()._generate_single_turn(  # type: ignore[no-any-return]
                 prompt_ids, images, multimodal_fields, num_generations, *rest, **keywords
             )
-        forced = [self._openings[arm] for arm in self._list_arms(len(prompt_ids))]
-        prompts = [[*prompt, *opening] for prompt, opening in zip(prompt_ids, forced, strict=True)]
-        fields = {name: _extend_token_field(name, field, forced) for name, field in multimodal_fields.items()}
-        # One generation a prompt: the rows of a group differ now, a server must not merge them.
-        with stop_at_action(self.model, self._tokenizer, forced), without_dropout(self.model):
-            spoken, _ = super()._generate_single_turn(prompts, images, fields, 1, *rest, **keywords)
-        # The opening counts towards the length of an answer, as it does at inference.
-        completions = [
-            drop_beyond_action(self._tokenizer, [*opening, *tokens][: self.max_completion_length], self.eos_token_ids)
-            for opening, tokens in zip(forced, spoken, strict=True)
-        ]
+        openings = [self._openings[arm] for arm in self._list_arms(len(prompt_ids))]
+        # One generation a prompt: the rows of a group differ, a server must not merge them.
+        with sample_rows(self.model, self._tokenizer, openings), without_dropout(self.model):
+            spoken, _ = super()._generate_single_turn(prompt_ids, images, multimodal_fields, 1, *rest, **keywords)
+        completions = [drop_beyond_action(self._tokenizer, tokens, self.eos_token_ids) for tokens in spoken]
         return completions, None  # transformers' `generate`, the only sampler here, gives no log probabilities
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -551,10 +546,3 @@ def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_di
         seed=seed,
         data_seed=seed,
     )
-
-
-def _extend_token_field(name: str, field: Any, forced: list[list[int]]) -> Any:
-    """Lengthen a per-token field by the forced tokens, which are text (type 0)."""
-    if name not in TOKEN_FIELDS:
-        return field
-    return [[*row, *[0] * len(opening)] for row, opening in zip(field, forced, strict=True)]

@@ -73,23 +73,25 @@ class FirstTokenProbability(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-class ForcedOpening(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token at each of the first steps.
+class ForcedOpenings(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row one token at its first steps, as long as its opening lasts.
 
     Args:
-        opening_ids: the tokens that every row begins with.
+        openings: for each row the tokens that it begins with; none leaves the row free.
         num_prompt_tokens: length of the padded prompts.
     """
 
-    def __init__(self, opening_ids: Sequence[int], num_prompt_tokens: int) -> None:
-        self._opening_ids = opening_ids
+    def __init__(self, openings: Sequence[Sequence[int]], num_prompt_tokens: int) -> None:
+        self._openings = openings
         self._num_prompt_tokens = num_prompt_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores, (B, V), that leave one token a row as long as the opening lasts."""
+        """Return scores, (B, V), that leave one token in every row whose opening is not over."""
         step = input_ids.shape[1] - self._num_prompt_tokens
-        if step >= len(self._opening_ids):
+        rows = [row for row, opening in enumerate(self._openings) if step < len(opening)]
+        if not rows:
             return scores
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self._opening_ids[step]] = 0.0
+        forced = scores.clone()
+        forced[rows] = -torch.inf
+        forced[rows, [self._openings[row][step] for row in rows]] = 0.0
         return forced

@@ -31,7 +31,7 @@ from pipeline.learn.generation import (
     forget_generation_config,
 )
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
-from pipeline.learn.openings import FirstTokenProbability, ForcedOpening
+from pipeline.learn.openings import FirstTokenProbability, ForcedOpenings
 from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, Decision
@@ -235,13 +235,13 @@ class Policy:
         ).to(self.model.device)
         num_prompt_tokens = inputs["input_ids"].shape[1]
         p_region = FirstTokenProbability(self.region_ids[0], num_prompt_tokens)
-        forced = [ForcedOpening(self.region_ids, num_prompt_tokens)] if force_region else []
+        forced = [ForcedOpenings([self.region_ids] * len(frames), num_prompt_tokens)] if force_region else []
         sequences = self.model.generate(
             **inputs,
             generation_config=settings.build_config(num_samples),
             logits_processor=LogitsProcessorList([p_region, *forced]),
             stopping_criteria=StoppingCriteriaList(
-                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, [[]] * len(frames))]
+                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(frames))]
             ),
         )
         spoken_BT = sequences[:, num_prompt_tokens:]

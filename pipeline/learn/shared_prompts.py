@@ -90,28 +90,66 @@ def compute_completion_logps(
         num_completion_tokens: T.
         pictures: fields of the processor, one picture a row.
     """
-    # The last token of a prompt predicts the first of a completion, so it belongs to what is run for each row.
-    num_shared = input_ids_BN.shape[1] - num_completion_tokens - 1
-    prompt_ids_BP, prompt_mask_BP = input_ids_BN[:, :num_shared], attention_mask_BN[:, :num_shared]
-    repeats = count_repeats(input_ids_BN[:, : num_shared + 1], attention_mask_BN[:, : num_shared + 1], pictures)
-    first_U = [sum(repeats[:number]) for number in range(len(repeats))]
-    cache = DynamicCache(config=model.config.get_text_config())
-    model(
-        input_ids=prompt_ids_BP[first_U],
-        attention_mask=prompt_mask_BP[first_U],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **select_pictures(pictures, first_U, num_shared),
-    )
-    row_of_prompt_B = torch.repeat_interleave(torch.tensor(repeats, device=input_ids_BN.device))
-    cache.batch_select_indices(row_of_prompt_B)
-    continued_BT = input_ids_BN[:, num_shared:]
-    labels_BT = continued_BT.masked_fill(attention_mask_BN[:, num_shared:] == 0, -100)
+    num_prompt_tokens = input_ids_BN.shape[1] - num_completion_tokens
+    cache = _run_prompts(model, input_ids_BN[:, :num_prompt_tokens], attention_mask_BN[:, :num_prompt_tokens], pictures)
+    # The last token of a prompt predicts the first of a completion, so it is run again with each of them.
+    continued_BT = input_ids_BN[:, num_prompt_tokens - 1 :]
+    labels_BT = continued_BT.masked_fill(attention_mask_BN[:, num_prompt_tokens - 1 :] == 0, -100)
     return model(
         input_ids=continued_BT,
         attention_mask=attention_mask_BN,
+        position_ids=_count_positions(model, attention_mask_BN, num_prompt_tokens - 1),
         past_key_values=cache,
         labels=labels_BT,
         fused_lm_head=True,
     )
+
+
+def start_from_prompts(model: Untyped, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `generate` that go on from prompts which have been run once each.
+
+    Args:
+        model: the model.
+        keywords: `input_ids` (B, P), `attention_mask`, fields of the processor, and whatever else `generate` takes.
+    """
+    if _counts_own_positions(model):
+        return dict(keywords)
+    fields = ("pixel_values", *_PICTURE_FIELDS, *TOKEN_FIELDS)
+    pictures = {name: keywords[name] for name in fields if name in keywords}
+    cache = _run_prompts(model, keywords["input_ids"], keywords["attention_mask"], pictures)
+    rest = {name: value for name, value in keywords.items() if name not in fields}
+    return rest | {"past_key_values": cache}
+
+
+def _run_prompts(
+    model: Untyped, prompt_ids_BP: torch.Tensor, prompt_mask_BP: torch.Tensor, pictures: Mapping[str, Any]
+) -> DynamicCache:
+    """Return keys and values of all but the last token of every row's prompt; each distinct prompt is run once."""
+    num_tokens = prompt_ids_BP.shape[1] - 1
+    repeats = count_repeats(prompt_ids_BP, prompt_mask_BP, pictures)
+    first_U = [sum(repeats[:number]) for number in range(len(repeats))]
+    mask_UP = prompt_mask_BP[first_U, :num_tokens]
+    cache = DynamicCache(config=model.config.get_text_config())
+    model(
+        input_ids=prompt_ids_BP[first_U, :num_tokens],
+        attention_mask=mask_UP,
+        position_ids=_count_positions(model, mask_UP, 0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **select_pictures(pictures, first_U, num_tokens),
+    )
+    cache.batch_select_indices(torch.repeat_interleave(torch.tensor(repeats, device=mask_UP.device)))
+    return cache
+
+
+def _count_positions(model: Untyped, mask_BN: torch.Tensor, start: int) -> torch.Tensor | None:
+    """Return the positions of tokens from `start` on, padding not counted, as `generate` counts them."""
+    if _counts_own_positions(model):
+        return None
+    return (mask_BN.long().cumsum(1) - 1).clamp(min=0)[:, start:]
+
+
+def _counts_own_positions(model: Untyped) -> bool:
+    """Return whether the model lays out positions itself: Qwen's, where a picture's tokens have two dimensions."""
+    return any(hasattr(module, "rope_deltas") for module in model.modules())
