@@ -108,6 +108,10 @@ class RetrieveParams(_Section):
     """Candidate retrieval by the full image."""
 
     pool_size: Annotated[int, Field(ge=2)] = Field(default=20, description="K of the paper")
+    train_pools: Literal["drop", "inject"] = Field(
+        default="drop",
+        description="a training pool without a positive is dropped (the paper), or its last candidate gives way to one",
+    )
 
 
 class LoraParams(_Section):
