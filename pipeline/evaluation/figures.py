@@ -23,7 +23,6 @@ from pipeline.core.significance import (
     randomisation_test,
 )
 from pipeline.evaluation.methods import METHODS
-from pipeline.report.table import BEST_PAIR
 from pipeline.types import Pool, Query, QueryResult
 
 F64 = npt.NDArray[np.float64]
@@ -33,6 +32,8 @@ SPLIT_TAG = "split"
 INFOSEEK_SPLITS = ("unseen_question", "unseen_entity")
 INFOSEEK_METRICS = ("cond_recall_at_1", "recall_at_1")
 PAIRS = (("rgrpo", "base"), ("rgrpo", "sft"), ("sft", "base"), ("rgrpo", "full"))
+# Of the better r-GRPO over the best rule, as val names them.
+BEST_PAIR = "rgrpo_minus_best_rule"
 PAIR_METRICS = ("cond_recall_at_1", "mrr")
 METRICS = (
     "mrr",

@@ -17,13 +17,13 @@ METHOD_LABELS: Mapping[str, str] = {
     "random": "random crop",
     "base": "base VLM",
     "base_grown": "base, grown",
-    "base_grown_or_full": "base, grown or full",
-    "base_grown_fused": "base, grown, fused",
+    "base_grown_or_full": "base, grown/full",
+    "base_grown_fused": "base, fused",
     "sft": "SFT",
     "rgrpo": "r-GRPO",
     "rgrpo_fused": "r-GRPO, fused",
     "rgrpo_blind": "r-GRPO, blind",
-    "perfect": "perfect box (ceiling)",
+    "perfect": "perfect (ceiling)",
     "oracle": "oracle (ceiling)",
 }
 

@@ -12,7 +12,7 @@ from pipeline.config import Params
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.answers import ask_policies
 from pipeline.evaluation.behaviour import SecondScorer, describe_behaviour
-from pipeline.evaluation.figures import Bootstrap, EvalReport, ResultTable, compute_report
+from pipeline.evaluation.figures import BEST_PAIR, Bootstrap, EvalReport, ResultTable, compute_report
 from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.trec import save_judgements, save_run
@@ -23,7 +23,6 @@ from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.transfer import load_transfer_scorer
 from pipeline.report.gallery import build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
-from pipeline.report.table import BEST_PAIR
 from pipeline.store import (
     load_curves,
     load_documents,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.figures import METRICS
+from pipeline.evaluation.figures import BEST_PAIR, METRICS
 from pipeline.evaluation.methods import METHODS
 from pipeline.report import table
 from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
@@ -24,6 +24,7 @@ from tests.unit.evaluation_fakes import PARAMS, build_fake_world
 def test_every_method_and_metric_has_a_name() -> None:
     assert tuple(table.METHOD_LABELS) == tuple(table.METHOD_NOTES) == METHODS
     assert tuple(method for group in table.METHOD_GROUPS for method in group) == METHODS
+    assert table.BEST_PAIR == BEST_PAIR
     assert {column.metric for column in table.COLUMNS} == set(METRICS)
     assert set(METRICS) > table.DECISION_METRICS
 
