@@ -31,7 +31,10 @@ RECALL_DEPTHS = (1, 5, 10, 20)
 SPLIT_TAG = "split"
 INFOSEEK_SPLITS = ("unseen_question", "unseen_entity")
 INFOSEEK_METRICS = ("cond_recall_at_1", "recall_at_1")
-PAIRS = (("rgrpo", "full"), ("rgrpo", "sft"))
+PAIRS = (("rgrpo", "base"), ("rgrpo", "sft"), ("sft", "base"), ("rgrpo", "full"))
+# Of the better r-GRPO over the best rule, as val names them.
+BEST_PAIR = "rgrpo_minus_best_rule"
+PAIR_METRICS = ("cond_recall_at_1", "mrr")
 METRICS = (
     "mrr",
     "ndcg",
@@ -87,7 +90,8 @@ class EvalReport:
         num_with_positive: those whose pool holds a positive.
         provenance: hashes of parameters, data and pools, commit, seed, confidence.
         methods: method -> metric -> interval, None where there is no value.
-        paired: `a_minus_b` -> metric -> difference.
+        paired: `a_minus_b` -> metric -> difference; None where there is no value.
+        choices: what val chose, as plain values; `evaluation/val_choices.py` says what lies in it.
         behaviour: how the trained policy decides; `evaluation/behaviour.py` says what lies in it.
         breakdown: tag -> value -> method -> metric -> share.
         infoseek: method -> metric -> score over InfoSeek's splits; empty unless both have test queries.
@@ -98,15 +102,16 @@ class EvalReport:
     provenance: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Interval | None]]
     paired: Mapping[str, Mapping[str, Difference | None]]
+    choices: Mapping[str, Any]
     behaviour: Mapping[str, Any]
     breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
     infoseek: Mapping[str, Mapping[str, SplitScore]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values; the provenance lies at the top level."""
+        """Return plain JSON values; the provenance and what val chose lie at the top level."""
         tree = asdict(self)
-        provenance: dict[str, Any] = tree.pop("provenance")
-        return provenance | tree
+        top_level: dict[str, Any] = tree.pop("provenance") | tree.pop("choices")
+        return top_level | tree
 
 
 class ResultTable:
@@ -175,6 +180,7 @@ def compute_report(
     *,
     seed: int,
     provenance: Mapping[str, Any],
+    choices: Mapping[str, Any],
     behaviour: Mapping[str, Any],
 ) -> EvalReport:
     """Compute every figure of the report.
@@ -185,6 +191,7 @@ def compute_report(
         params: number of resamples and confidence.
         seed: of the bootstrap and the randomisation test.
         provenance: hashes that name this evaluation.
+        choices: plain values, from `ValChoices.as_json`.
         behaviour: plain values, from `describe_behaviour`.
     """
     sure = Bootstrap(params, seed)
@@ -194,7 +201,11 @@ def compute_report(
         num_with_positive=int(table.has_positive_Q.sum()),
         provenance=provenance,
         methods={m: {name: sure.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
-        paired={f"{a}_minus_{b}": _compare(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+        paired={
+            BEST_PAIR: compare_pair(table, choices["best_rgrpo"], choices["best_rule"], sure),
+            **{f"{a}_minus_{b}": compare_pair(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+        },
+        choices=choices,
         behaviour=behaviour,
         breakdown=_break_down(table, queries, methods, sure),
         infoseek=_score_infoseek(table, queries, methods, sure),
@@ -254,9 +265,12 @@ class Bootstrap:
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 
-def _compare(table: ResultTable, a: str, b: str, sure: Bootstrap) -> dict[str, Difference | None]:
-    differences = {}
-    for metric in ("cond_recall_at_1", "mrr"):
+def compare_pair(table: ResultTable, a: str | None, b: str | None, sure: Bootstrap) -> dict[str, Difference | None]:
+    """Return metric -> a minus b, without values where val has named no such method."""
+    differences: dict[str, Difference | None] = dict.fromkeys(PAIR_METRICS)
+    if a is None or b is None:
+        return differences
+    for metric in PAIR_METRICS:
         a_Q, denominator_Q = table.compute_terms(a, metric)
         differences[metric] = sure.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
     return differences

@@ -30,6 +30,6 @@ def load_query_set(workspace: Workspace, split: Split) -> QuerySet:
 
 
 def hash_pools(pools: Sequence[Pool]) -> str:
-    """Return the hash that names the test pools: queries, candidates and their relevance."""
+    """Return the hash that names the pools of a split: queries, candidates and their relevance."""
     content = [[pool.query_id, pool.doc_ids, pool.relevance, pool.num_relevant] for pool in pools]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

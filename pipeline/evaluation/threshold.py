@@ -73,6 +73,8 @@ def probe_threshold(
     scorer: Scorer,
     harm_bound: float,
     sure: Bootstrap,
+    *,
+    carried: float | None = None,
 ) -> ThresholdFigures:
     """Choose a threshold on val and measure it on test.
 
@@ -84,9 +86,10 @@ def probe_threshold(
         scorer: ranks the pools.
         harm_bound: highest harm rate allowed on val.
         sure: of the intervals.
+        carried: a threshold that another run has chosen on its val, to be measured in place of one of our own.
     """
     val_curve = trace_curve(val, val_answers, scorer)
-    chosen = choose_threshold(val_curve, harm_bound)
+    chosen = choose_threshold(val_curve, harm_bound) if carried is None else carried
     choices = apply_threshold(math.inf if chosen is None else chosen, test_answers)
     figures = measure_method(rank_choices({"threshold": choices}, test, scorer), "threshold", sure)
     return ThresholdFigures(

@@ -52,7 +52,8 @@ def _draw_methods(report: Mapping[str, Any]) -> Figure:
         "methods",
         "Positive ranked first, by method",
         f"CondR@1: share of the {report['num_with_positive']:,} queries whose pool holds a positive. Dot: mean; line: "
-        f"{100 * report['confidence']:g} % bootstrap interval over queries. The oracle knows the answers.",
+        f"{100 * report['confidence']:g} % bootstrap interval over queries. From the top: fixed views; the "
+        "base policy and rules on it, which nobody trained; what was trained here; ceilings, which know the answer.",
         charts.draw_methods(report, "cond_recall_at_1", "CondR@1"),
     )
 
