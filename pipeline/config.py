@@ -169,11 +169,17 @@ class SearchParams(_Section):
 class WarmupParams(_Section):
     """SFT on labels that the frozen scorer approves of."""
 
-    num_queries: PositiveInt = Field(default=400, description="training queries that are labelled")
-    labels: Literal["region_search", "own_boxes"] = Field(
-        default="region_search", description="whose boxes: those that a search finds, or the base policy's own"
+    num_queries: PositiveInt = Field(default=2400, description="training queries that are labelled, at most")
+    labels: Literal["neighbourhood", "region_search"] = Field(
+        default="neighbourhood",
+        description="which boxes are tried: those near what the base policy says, or a grid over the whole picture",
     )
-    epochs: PositiveFloat = 4.0
+    num_samples: PositiveInt = Field(default=8, description="regions that the policy draws beside its likeliest")
+    num_neighbours: PositiveInt = Field(default=40, description="boxes tried around those of a query")
+    temperature: PositiveFloat = Field(
+        default=0.25, description="difference in reward that makes a box e times as frequent among the labels"
+    )
+    epochs: PositiveInt = Field(default=4, description="each with labels of its own where those are drawn")
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32

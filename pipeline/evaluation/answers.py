@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from pipeline.config import Params
 from pipeline.evaluation import methods as m
@@ -27,6 +28,11 @@ class ProbedPolicy:
     forced_val: Sequence[m.Answer]
     forced_test: Sequence[m.Answer]
     samples: Samples
+
+    def list_forced(self, split: Literal["val", "test"]) -> list[m.Choice]:
+        """Return the answers with REGION forced as choices."""
+        answers = self.forced_val if split == "val" else self.forced_test
+        return [(answer.decision, answer.completion) for answer in answers]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,11 @@ base_grown           the base policy's box, grown by a margin on every side.
 base_grown_or_full   that crop, or the full image where the scorer is no surer of the crop: it must lead its second
                      candidate by more than a multiple of the full image's lead. No label is read.
 base_grown_fused     the weighted mean of both views' scores: weight * crop + (1 - weight) * full.
-rgrpo_fused          the same mean for r-GRPO's own box, not grown: what a rule adds to the trained policy.
+rgrpo_fused          the same mean for r-GRPO's own box, not grown, with one weight where it crops and another, maybe 0,
+                     where it keeps the full image: what a rule adds to the trained policy.
 
-Each leaves a number or two open. They are chosen on val alone, by CondRecall@1 (docs/method.md, D46). Where the policy
-keeps the full image, so does the rule; where its answer is malformed, it stays a miss.
+Each leaves a number or two open. They are chosen on val alone, by CondRecall@1 (docs/method.md, D46). Where the base
+policy keeps the full image, so do its rules; where an answer is malformed, it stays a miss.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Final, Literal
 
 from pipeline.core.boxes import grow_box
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
-from pipeline.evaluation.rows import FusedView, Ranked
+from pipeline.evaluation.rows import FusedView, Ranked, box_of
 from pipeline.evaluation.selection import compute_gap
-from pipeline.types import Crop, KeepFull, Malformed, Pool
+from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 
 MARGINS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 """Parts of the box's own width and height that each side moves outwards."""
@@ -28,6 +29,8 @@ GAP_RATIOS: Final = (2.0, 1.5, 1.0, 0.75, 0.5, 0.25)
 """Multiples of the full image's lead; a ratio, since the scale of scores differs from scorer to scorer."""
 WEIGHTS: Final = tuple(step / 10 for step in range(1, 11))
 """Weights of the crop; 1 is the crop alone."""
+KEPT_WEIGHTS: Final = (0.0, *WEIGHTS)
+"""Weights of the region that the policy would have cropped, had it not kept the full image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +40,14 @@ class Setting:
     Attributes:
         margin: that the box grows by on every side, in parts of its width or height.
         gap_ratio: crop only where the crop's lead exceeds the full image's this many times.
-        weight: of the crop's scores in the mean of both.
+        weight: of the crop's scores in the mean of both, where the policy crops.
+        kept_weight: of its region's scores in the mean of both, where the policy keeps the full image.
     """
 
     margin: float = 0.0
     gap_ratio: float | None = None
     weight: float | None = None
+    kept_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +84,48 @@ RULES: Final[Mapping[str, Rule]] = {
     "base_grown_fused": Rule(
         "base", tuple(Setting(margin=margin, weight=weight) for margin in MARGINS for weight in WEIGHTS)
     ),
-    "rgrpo_fused": Rule("rgrpo", tuple(Setting(weight=weight) for weight in WEIGHTS)),
+    "rgrpo_fused": Rule(
+        "rgrpo", tuple(Setting(weight=weight, kept_weight=kept) for kept in KEPT_WEIGHTS for weight in WEIGHTS)
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One query as a rule sees it: the policy's answer, its box grown, and both views; no crop unless it crops."""
+    """One query as a rule sees it.
+
+    Attributes:
+        choice: the policy's answer.
+        region: the box that it crops, or would crop if it had to, grown; None where it names none.
+        crop: how that region ranks the pool; None without one.
+        full: how the full image does.
+    """
 
     choice: Choice
+    region: Box | None
     crop: View | None
     full: View
 
 
-def choose_setting(rule: Rule, choices: Sequence[Choice], val: QuerySet, scorer: Scorer) -> ChosenSetting:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a policy says about the queries of one split, aligned.
+
+    Attributes:
+        greedy: its answers.
+        forced: its answers where it must name a region; for a policy that is never forced, the same.
+    """
+
+    greedy: Sequence[Choice]
+    forced: Sequence[Choice]
+
+
+def choose_setting(rule: Rule, source: Source, val: QuerySet, scorer: Scorer) -> ChosenSetting:
     """Return the setting of highest CondRecall@1; of equals the one of least harm, then the first.
 
     Args:
         rule: the settings tried.
-        choices: its source's greedy answers on val, aligned.
+        source: what its policy says on val.
         val: the only queries that the choice may see.
         scorer: ranks the views.
 
@@ -107,32 +135,31 @@ def choose_setting(rule: Rule, choices: Sequence[Choice], val: QuerySet, scorer:
     if not any(pool.has_positive for pool in val.pools):
         raise ValueError("no pool holds a positive: there is nothing to choose a setting by")
     margins = dict.fromkeys(setting.margin for setting in rule.settings)
-    looks = {margin: take_looks(choices, margin, val, scorer) for margin in margins}
+    looks = {margin: take_looks(source, margin, val, scorer) for margin in margins}
     tried = [_measure(setting, looks[setting.margin], val.pools) for setting in rule.settings]
     # `max` keeps the first of equals, which is the one that the rule's order prefers.
     return max(tried, key=lambda found: (found.cond_recall_at_1, -found.harm_rate))
 
 
-def rank_by_rule(setting: Setting, choices: Sequence[Choice], queries: QuerySet, scorer: Scorer) -> list[Ranked]:
-    """Return what the rule makes of each query; choices are its source's, aligned."""
-    looks = take_looks(choices, setting.margin, queries, scorer)
+def rank_by_rule(setting: Setting, source: Source, queries: QuerySet, scorer: Scorer) -> list[Ranked]:
+    """Return what the rule makes of each query."""
+    looks = take_looks(source, setting.margin, queries, scorer)
     return [apply_rule(setting, look, pool) for look, pool in zip(looks, queries.pools, strict=True)]
 
 
-def take_looks(choices: Sequence[Choice], margin: float, queries: QuerySet, scorer: Scorer) -> list[Look]:
-    """Return each query's answer with its box grown, and how both views rank its pool."""
-    grown = [_grow(choice, margin) for choice in choices]
-    ids = [query.query_id for query in queries.queries]
-    cropped = [
-        (query_id, decision.box)
-        for query_id, (decision, _) in zip(ids, grown, strict=True)
-        if isinstance(decision, Crop)
+def take_looks(source: Source, margin: float, queries: QuerySet, scorer: Scorer) -> list[Look]:
+    """Return each query's answer, its region grown, and how both views rank its pool."""
+    regions = [
+        _grow(box_of(greedy[0]) or box_of(forced[0]), margin)
+        for greedy, forced in zip(source.greedy, source.forced, strict=True)
     ]
-    crops = iter(scorer.score_views(cropped))
+    ids = [query.query_id for query in queries.queries]
+    named = [(query_id, region) for query_id, region in zip(ids, regions, strict=True) if region is not None]
+    crops = iter(scorer.score_views(named))
     full = scorer.score_views([(query_id, None) for query_id in ids])
     return [
-        Look(choice, next(crops) if isinstance(choice[0], Crop) else None, whole)
-        for choice, whole in zip(grown, full, strict=True)
+        Look(choice, region, None if region is None else next(crops), whole)
+        for choice, region, whole in zip(source.greedy, regions, full, strict=True)
     ]
 
 
@@ -141,13 +168,13 @@ def apply_rule(setting: Setting, look: Look, pool: Pool) -> Ranked:
     decision, completion = look.choice
     if isinstance(decision, Malformed):
         return Ranked(decision, completion, None)
-    if look.crop is None:
-        return Ranked(decision, completion, look.full)
+    weight = setting.kept_weight or 0.0 if isinstance(decision, KeepFull) else setting.weight
+    if look.region is None or look.crop is None or weight == 0.0:
+        return Ranked(KeepFull(), completion, look.full)
     if setting.gap_ratio is not None and compute_gap(look.crop) <= setting.gap_ratio * compute_gap(look.full):
         return Ranked(KeepFull(), completion, look.full)
-    if setting.weight is None:
-        return Ranked(decision, completion, look.crop)
-    return Ranked(decision, completion, _fuse(setting.weight, look.crop, look.full, pool))
+    view = look.crop if weight is None else _fuse(weight, look.crop, look.full, pool)
+    return Ranked(Crop(look.region), completion, view)
 
 
 def _fuse(weight: float, crop: View, full: View, pool: Pool) -> FusedView:
@@ -156,9 +183,8 @@ def _fuse(weight: float, crop: View, full: View, pool: Pool) -> FusedView:
     return FusedView.of(scores_K, pool)
 
 
-def _grow(choice: Choice, margin: float) -> Choice:
-    decision, completion = choice
-    return (Crop(grow_box(decision.box, margin)), completion) if isinstance(decision, Crop) else choice
+def _grow(region: Box | None, margin: float) -> Box | None:
+    return None if region is None else grow_box(region, margin)
 
 
 def _measure(setting: Setting, looks: Sequence[Look], pools: Sequence[Pool]) -> ChosenSetting:

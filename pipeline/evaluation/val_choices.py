@@ -16,7 +16,7 @@ from pipeline.evaluation.figures import PAIRS, Bootstrap, ResultTable, compare_p
 from pipeline.evaluation.measures import measure_method
 from pipeline.evaluation.methods import METHODS, Choice, QuerySet, Scorer, choose_full
 from pipeline.evaluation.rows import build_rows, score_choices
-from pipeline.evaluation.rules import RULES, ChosenSetting, Setting, choose_setting, rank_by_rule
+from pipeline.evaluation.rules import RULES, ChosenSetting, Rule, Setting, Source, choose_setting, rank_by_rule
 from pipeline.store import read_json
 from pipeline.types import QueryResult
 
@@ -66,23 +66,28 @@ class ValChoices:
 
 
 def choose_on_val(
-    choices: Mapping[str, Sequence[Choice]], val: QuerySet, scorer: Scorer, sure: Bootstrap
+    choices: Mapping[str, Sequence[Choice]],
+    forced: Mapping[str, Sequence[Choice]],
+    val: QuerySet,
+    scorer: Scorer,
+    sure: Bootstrap,
 ) -> ValChoices:
     """Choose the rules' numbers, the best rule and the better r-GRPO.
 
     Args:
         choices: base, sft, rgrpo -> greedy answers on val.
+        forced: policy -> answers on val where it must name a region; one that was not asked so is left out.
         val: what the choices may see.
         scorer: ranks its pools.
         sure: of the intervals.
     """
     can_choose = any(pool.has_positive for pool in val.pools)
     settings = (
-        {name: choose_setting(rule, choices[rule.source], val, scorer) for name, rule in RULES.items()}
+        {name: choose_setting(rule, _find_source(rule, choices, forced), val, scorer) for name, rule in RULES.items()}
         if can_choose
         else {}
     )
-    by_method = rank_methods({"full": choose_full(val.queries)} | dict(choices), settings, val, scorer)
+    by_method = rank_methods({"full": choose_full(val.queries)} | dict(choices), forced, settings, val, scorer)
     rows = [row for method_rows in by_method.values() for row in method_rows]
     table = ResultTable(rows, val.pools)
     figures = {method: measure_method(table, method, sure) for method in by_method} if val.queries else {}
@@ -127,6 +132,7 @@ def carry_choices(report_path: Path, policy_digest: str) -> ValChoices:
 
 def rank_methods(
     choices: Mapping[str, Sequence[Choice]],
+    forced: Mapping[str, Sequence[Choice]],
     settings: Mapping[str, ChosenSetting],
     queries: QuerySet,
     scorer: Scorer,
@@ -137,10 +143,15 @@ def rank_methods(
         if method in choices:
             rows[method] = score_choices(method, choices[method], queries.queries, queries.pools, scorer)
         elif method in settings:
-            source = choices[RULES[method].source]
+            source = _find_source(RULES[method], choices, forced)
             ranked = rank_by_rule(settings[method].setting, source, queries, scorer)
             rows[method] = build_rows(method, ranked, queries.queries, queries.pools)
     return rows
+
+
+def _find_source(rule: Rule, choices: Mapping[str, Sequence[Choice]], forced: Mapping[str, Sequence[Choice]]) -> Source:
+    greedy = choices[rule.source]
+    return Source(greedy, forced.get(rule.source, greedy))
 
 
 def pick_best(

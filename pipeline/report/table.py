@@ -101,7 +101,7 @@ def name_pair(pair: str, report: Mapping[str, Any]) -> tuple[str, str]:
 def describe_setting(chosen: Mapping[str, Any]) -> str:
     """Return a rule's numbers in words.
 
-    >>> describe_setting({"margin": 0.1, "gap_ratio": None, "weight": 0.6})
+    >>> describe_setting({"margin": 0.1, "gap_ratio": None, "weight": 0.6, "kept_weight": None})
     'box grown by 10 % a side; scores 60 % crop, 40 % full image'
     """
     margin = chosen["margin"]
@@ -112,6 +112,9 @@ def describe_setting(chosen: Mapping[str, Any]) -> str:
     if chosen["weight"] is not None:
         share = 100 * chosen["weight"]
         words.append(f"scores {share:g} % crop, {100 - share:g} % full image")
+    if chosen["kept_weight"]:
+        share = 100 * chosen["kept_weight"]
+        words.append(f"where the policy keeps the full image {share:g} % of what it would have cropped")
     return "; ".join(words)
 
 
