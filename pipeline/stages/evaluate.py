@@ -71,12 +71,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     scorer = FrozenScorer.load(params, workspace)
     sure = Bootstrap(params.evaluate, params.seed)
     chosen = carried or choose_on_val(said.val, {"rgrpo": said.probed.list_forced("val")}, val, scorer, sure)
-        said.val, {"rgrpo": said.probed.list_forced("val")}, val, scorer, Bootstrap(params.evaluate, params.seed)
-    )
     choices = _choose_without_policy(params, test, scorer) | said.test
-    by_method = rank_methods(
-        choices, {"rgrpo": said.probed.list_forced("test")}, chosen.settings, test, scorer
-    )
+    by_method = rank_methods(choices, {"rgrpo": said.probed.list_forced("test")}, chosen.settings, test, scorer)
     results = [row for rows in by_method.values() for row in rows]
     second = _load_second_scorer(params, workspace, test)
     logger.info("evaluate: %d rows; computing intervals", len(results))
