@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.sources import DocumentCandidate, QueryCandidate
-from pipeline.sources.infoseek import read_data_splits
 from pipeline.sources.ids import check_id
+from pipeline.sources.infoseek import read_data_splits
 from pipeline.sources.knowledge_base import read_knowledge_base
 from pipeline.sources.layout import SourceFiles
 from pipeline.sources.pictures import PictureFinder
