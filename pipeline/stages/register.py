@@ -27,12 +27,14 @@ import pipeline
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
+from pipeline.evaluation.methods import QuerySet
+from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import resolve_model_path
 from pipeline.learn.policy import load_policy
-from pipeline.store import load_pools, load_results, read_json, write_json
+from pipeline.store import load_results, read_json, write_json
 from pipeline.tracking import StageRun
-from pipeline.types import Pool, QueryResult
+from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -73,11 +75,11 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         raise StageError("register needs a tracking store; run it as `python -m pipeline register`")
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
     results = load_results(workspace.evaluation_dir / "results.parquet")
-    pools = [p for p in load_pools(workspace.pools_dir / "pools.parquet") if p.split == "test"]
+    test = load_query_set(workspace, "test")
     client = mlflow.MlflowClient()
     name = params.register_.model_name
     champion = find_version(client, name, CHAMPION)
-    gate = judge(client, champion, report, results, pools, params)
+    gate = judge(client, champion, report, results, test, params)
     run.log_artifact(workspace.evaluation_dir / "results.parquet", _RESULTS_FOLDER)
     version = _create_version(client, _log_model(params, workspace), name, run.run_id, report)
     client.set_registered_model_alias(name, CHALLENGER, version)
@@ -103,7 +105,7 @@ def judge(
     champion: ModelVersion | None,
     report: Mapping[str, Any],
     results: list[QueryResult],
-    pools: list[Pool],
+    test: QuerySet,
     params: Params,
 ) -> Gate:
     """Compare the new policy with the champion, or with the full image where there is none."""
@@ -116,10 +118,10 @@ def judge(
     else:
         bar, bar_rows = f"champion version {champion.version}", _load_rows(client, champion)
     bar_rows = [_rename(row, "bar") for row in bar_rows]
-    table = ResultTable([row for row in results if row.method == METHOD] + bar_rows, pools)
+    table = ResultTable([row for row in results if row.method == METHOD] + bar_rows, test.pools)
     new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
     bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
-    difference = compute_difference(new_Q, bar_Q, denominator_Q, params.evaluate, seed=params.seed)
+    difference = compute_difference(new_Q, bar_Q, denominator_Q, test.queries, params.evaluate, seed=params.seed)
     if difference is None:
         return Gate(promoted=False, bar=bar, reason="no test pool holds a positive", difference=None)
     promoted = difference.low > 0.0
