@@ -45,6 +45,11 @@ class DataParams(_Section):
     faiss_index: RelativePath | None = Field(
         default=None, description="folder of EchoSight's FAISS index; null embeds the pictures here"
     )
+    val_share: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        default=0.02,
+        description="published sources without a val file: share of the training entities whose queries become val",
+    )
+    val_seed: int = Field(default=7, description="which entities those are")
     max_text_chars: PositiveInt = Field(default=2000, description="what is kept of a published article")
     max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
     max_missing_image_rate: Fraction = Field(

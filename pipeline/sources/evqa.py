@@ -105,7 +105,7 @@ class EvqaSource:
         return QueryCandidate(
             source_id=source_id,
             query_id=query_id,
-            split=split,
+            split=self._files.val_cut.place(split, cells["wikipedia_url"]),
             question=cells["question"],
             image_path=image_path,
             relevant_doc_ids=(cells["wikipedia_url"],),

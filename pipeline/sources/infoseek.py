@@ -125,7 +125,7 @@ class InfoseekSource:
         return QueryCandidate(
             source_id=source_id,
             query_id=row.data_id,
-            split=split,
+            split=split if entity_id is None else self._files.val_cut.place(split, entity_id),
             question=row.question,
             image_path=image_path,
             relevant_doc_ids=() if entity_id is None else (entity_id,),
