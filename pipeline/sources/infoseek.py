@@ -57,7 +57,7 @@ class _Article(_Row):
 class InfoseekSource:
     """Reads InfoSeek's published files."""
 
-    protocol_reasons: frozenset[str] = frozenset({"repeated_entity", "split_leak"})
+    protocol_reasons: frozenset[str] = frozenset({"repeated_entity", "split_leak", "split_lookalike"})
 
     def __init__(self, files: SourceFiles, max_text_chars: int) -> None:
         self._files = files

@@ -14,6 +14,7 @@ from typing import Final
 from pipeline.types import Split
 
 _DIGEST_BYTES: Final = 8
+_NUM_DIGESTS: Final = 256**_DIGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ValCut:
     def _takes(self, entity: str) -> bool:
         # Spread evenly over [0, 1): a cryptographic hash has no pattern that ids, which are dealt in order, could meet.
         digest = hashlib.blake2b(f"{self.seed}\n{entity}".encode(), digest_size=_DIGEST_BYTES).digest()
-        return int.from_bytes(digest, "big") < self.share * 2 ** (8 * _DIGEST_BYTES)
+        return int.from_bytes(digest, "big") / _NUM_DIGESTS < self.share
 
 
 NO_CUT: Final = ValCut(0.0, 0)

@@ -84,8 +84,8 @@ def _write_infoseek(data_dir: Path, *, shared_picture: bool = False) -> Path:
         write_jsonl(data_dir / f"infoseek_{name}.jsonl", questions)
         entities = [{"data_id": data_id, "entity_id": entity} for data_id, _, entity in rows]
         write_jsonl(data_dir / f"infoseek_{name}_withkb.jsonl", entities)
-        for shade, (_, image_id, _) in enumerate(rows):
-            paint(data_dir / f"images/oven_images/{image_id[5:7]}/{image_id}.jpg", shade % 256, (64 + shade, 64))
+        for _, image_id, _ in rows:
+            paint(data_dir / f"images/oven_images/{image_id[5:7]}/{image_id}.png", int(image_id[5:]) % 251)
     articles = [{"wikidata_id": e, "wikipedia_title": e, "wikipedia_content": "x"} for e in ENTITIES]
     write_jsonl(data_dir / "Wiki6M_ver_1_0.jsonl", articles)
     return data_dir
