@@ -53,7 +53,7 @@ def _draw_methods(report: Mapping[str, Any]) -> Figure:
         "methods",
         "Positive ranked first, by method",
         f"CondR@1: share of the {report['num_with_positive']:,} queries whose pool holds a positive. Dot: mean; line: "
-        f"{100 * report['confidence']:g} % bootstrap interval over queries. The oracle knows the answers.",
+        f"{100 * report['confidence']:g} % bootstrap interval over pictures. The oracle knows the answers.",
         charts.draw_methods(report, "cond_recall_at_1", "CondR@1"),
     )
 

@@ -20,6 +20,7 @@ from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Reject
 from pipeline.workspace import Workspace
+from tests.unit.published_files import write_infoseek, write_jsonl
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -176,3 +177,20 @@ def test_pictures_of_the_same_bytes_get_one_path(folder: Folder) -> None:
     folder.ask_about("train", "a.png")
     assert folder.prepare() == []
     assert folder.list_paths() == ["images/a.png", "images/a.png", "images/other.png", "images/a.png"]
+
+
+def test_a_published_training_question_gives_way_to_a_test_question_whose_picture_it_has(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path)
+    workspace.data_dir.mkdir()
+    write_infoseek(workspace.data_dir)
+    pictures = workspace.data_dir / "images/oven_images"
+    draw_scene(1).save(pictures / "04/oven_04963180.jpg")
+    (pictures / "00").mkdir()
+    draw_scene(1).resize((160, 120)).save(pictures / "00/oven_00000001.png")
+    row = {"data_id": "infoseek_train_1", "image_id": "oven_00000001", "question": "What?", "data_split": "train"}
+    write_jsonl(workspace.data_dir / "infoseek_train.jsonl", [row])
+    write_jsonl(workspace.data_dir / "infoseek_train_withkb.jsonl", [{"data_id": row["data_id"], "entity_id": "Q2"}])
+    figures = prepare.run(Params(data=DataParams(source="infoseek")), workspace, null_run())
+    reasons = {row.source_id: row.reason for row in store.load_rejects(workspace.tables_dir / "rejects.parquet")}
+    assert reasons["infoseek_train.jsonl:1"] == "split_lookalike"
+    assert (figures["num_dropped"], figures["num_rejected"]) == (2, 0)
