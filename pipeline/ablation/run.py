@@ -139,7 +139,7 @@ def _make_start(arm: Arm, params: Params, bench: Bench, folder: Path) -> tuple[P
         return resolve_model_path(params.policy.path), None
     start_dir = folder / "start"
     if not start_dir.is_dir():
-        policy = load_policy(bench.workspace.sft_dir, params.policy)
+        policy = load_policy(bench.workspace.sft_dir, params.policy, params.batches.policy)
         p_region = collapse_policy(policy, bench.scorer)
         with replace_dir(start_dir) as made:
             policy.save_merged(made / "policy")
@@ -153,7 +153,7 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
     logger.info("%s: starts", name)
     training_dir = seed_dir.with_name(f"training-{params.seed}")
     seed_everything(params.seed)
-    policy = load_policy(start_dir, params.policy)
+    policy = load_policy(start_dir, params.policy, params.batches.policy)
     record = train_rgrpo(
         policy,
         bench.questions,

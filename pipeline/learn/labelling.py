@@ -74,7 +74,7 @@ def label_own_boxes(
     it knows, and the query is left out.
 
     Args:
-        policy: as it is before SFT; asked about `policy.batch_size` queries at once.
+        policy: as it is before SFT; asked about `batches.policy` queries at once.
         scorer: scores the boxes.
         query_ids: queries whose pools hold a positive.
         search: the grid of the search, and the gain that a crop must bring.
@@ -85,8 +85,8 @@ def label_own_boxes(
         StageError: none of the policy's boxes gains anything.
     """
     labels: list[RegionLabel] = []
-    for start in range(0, len(query_ids), policy.params.batch_size):
-        chunk = query_ids[start : start + policy.params.batch_size]
+    for start in range(0, len(query_ids), policy.batch_size):
+        chunk = query_ids[start : start + policy.batch_size]
         own = _label_gaining(policy, scorer, chunk, search, reward)
         rest = [query_id for query_id in chunk if query_id not in own]
         searched = search_labels(scorer, rest, search, reward, lambda _: None)

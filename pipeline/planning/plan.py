@@ -93,8 +93,8 @@ def build_plan(params: Params, root: Path) -> Plan:
     stale, said = ask_dvc(root)
     policy, scorer = sizes.measure_policy(params.policy), sizes.measure_scorer(params.scorer)
     models = [policy, scorer]
-    if params.evaluate.transfer_scorer:
-        models.append(sizes.measure_second_scorer(params.evaluate.transfer_scorer))
+    if params.second_scorer is not None:
+        models.append(sizes.measure_second_scorer(params.second_scorer))
     memory = _estimate(params, policy, scorer, models[2:], on_gpu=device.is_gpu)
     times = _find_times(params, root)
     stages = tuple(

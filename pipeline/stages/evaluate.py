@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Params
+from pipeline.core.seeds import derive_seed
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.behaviour import ProbedPolicy, SecondScorer, describe_behaviour
 from pipeline.evaluation.figures import EvalReport, ResultTable, compute_report
@@ -19,7 +20,6 @@ from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.images import crop_view, load_upright
 from pipeline.learn.model_folder import check_base
 from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.seeding import seed_everything
 from pipeline.learn.transfer import load_transfer_scorer
 from pipeline.report.gallery import build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
@@ -93,14 +93,17 @@ def _decide_all(
     def ask(policy: m.DecidingPolicy, name: str, *, blind: bool = False) -> list[m.Choice]:
         return m.ask_policy(policy, test.queries, workspace.data_dir, params, name=name, blind=blind)
 
+    def load(path: str | Path) -> m.DecidingPolicy:
+        return load_asked_policy(path, params.policy, params.batches.policy)
+
     choices = {
         "full": m.choose_full(test.queries),
         "centre": m.choose_centre(test.queries),
         "random": m.choose_random(test.queries, params.search, params.seed),
-        "base": ask(load_asked_policy(params.policy.path, params.policy), "base"),
-        "sft": ask(load_asked_policy(workspace.sft_dir, params.policy), "sft"),
+        "base": ask(load(params.policy.path), "base"),
+        "sft": ask(load(workspace.sft_dir), "sft"),
     }
-    trained = load_asked_policy(workspace.policy_dir, params.policy)
+    trained = load(workspace.policy_dir)
     choices["rgrpo"] = ask(trained, "rgrpo")
     choices["rgrpo_blind"] = ask(trained, "rgrpo_blind", blind=True)
     return choices, _probe(trained, params, workspace, val, test, choices["rgrpo"])
@@ -122,8 +125,8 @@ def _probe(
 
     cropped = list_cropped(test.queries, greedy)
     draw = partial(policy.sample_regions, num_samples=params.evaluate.num_samples)
-    seed_everything(params.seed)
-    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions")
+    seeds = [derive_seed(params.seed, query.query_id) for query in cropped]
+    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions", seeds=seeds)
     return ProbedPolicy(
         forced_val=force(val.queries, "val, REGION forced"),
         forced_test=force(test.queries, "test, REGION forced"),
@@ -132,8 +135,8 @@ def _probe(
 
 
 def _load_second_scorer(params: Params, workspace: Workspace, test: m.QuerySet) -> SecondScorer | None:
-    name = params.evaluate.transfer_scorer
-    if not name:
+    name = params.second_scorer
+    if name is None:
         return None
     scorer, model_type = load_transfer_scorer(name, params, workspace, test.queries, test.pools)
     return SecondScorer(name, model_type, scorer)

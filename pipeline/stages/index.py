@@ -24,7 +24,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     documents_path = workspace.tables_dir / "documents.parquet"
     documents = load_documents(documents_path)
-    encoder = load_encoder(params.scorer)
+    encoder = load_encoder(params.scorer, params.batches.scorer)
     run.set_tags({"encoder_digest": encoder.digest})
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     imported, num_checked = None, 0
@@ -40,7 +40,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             workspace.index_dir,
             workspace.checkpoints_dir / "index",
             table_sha256=hash_file(documents_path),
-            batch_size=params.scorer.batch_size,
+            batch_size=params.batches.scorer,
             advance=advance,
             imported=imported,
         )

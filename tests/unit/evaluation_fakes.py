@@ -87,7 +87,7 @@ class FakePolicy:
         return [self._answer(question, force_region=force_region) for question in questions]
 
     def sample_regions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int, seeds: Sequence[int]
     ) -> list[list[FakeAnswer]]:
         """The box in the question, moved a little further with each draw; every third draw is malformed."""
         return [[self._sample(question, number) for number in range(num_samples)] for question in questions]
@@ -193,8 +193,8 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
     save_pools(workspace.pools_dir / "pools.parquet", all_pools)
     policies: dict[str, FakePolicy] = {}
 
-    def load_policy(path: object, params: object) -> FakePolicy:
-        name = "base" if str(path).startswith("builtin:") else Path(str(path)).name
+    def load_policy(path: object, params: object, batch_size: int) -> FakePolicy:
+        name = "base" if path == PARAMS.policy.path else Path(str(path)).name
         return policies.setdefault(name, FakePolicy(name))
 
     # The served model opens its policy by the first, the stage evaluate by the second.

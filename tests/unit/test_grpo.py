@@ -405,7 +405,7 @@ def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path:
     encoder = CountingEncoder()
     with pytest.MonkeyPatch.context() as patch:
         for stage in (index_stage, retrieve_stage):
-            patch.setattr(stage, "load_encoder", lambda _: encoder)
+            patch.setattr(stage, "load_encoder", lambda *_: encoder)
             stage.run(build_params(Path()), workspace, null_run())
     scorer = FrozenScorer.load(build_params(Path()), workspace, encoder=encoder)
     reward = PolicyReward(scorer, _load(spoken_llava), REWARD)

@@ -147,7 +147,9 @@ def test_dvc_that_cannot_answer_is_said(tmp_path: Path) -> None:
 
 def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("evaluate: {transfer_scorer: nowhere}\n")
+    models = _ROOT / "pipeline" / "demo" / "models"
+    named = {"scorer": {"path": f"{models}/tiny-clip"}, "policy": {"path": f"{models}/tiny-llava"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**named, "evaluate": {"transfer_scorer": "nowhere"}}))
     done = CliRunner().invoke(cli.app, ["plan", "--json"])
     assert done.exit_code == 0
     content = json.loads(done.stdout)
@@ -156,4 +158,4 @@ def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: py
     assert content["models"][2] | {"present": False, "parameters": None} == content["models"][2]
     text = CliRunner().invoke(cli.app, ["plan"])
     assert text.exit_code == 0
-    assert "builtin:tiny-llava" in text.stdout
+    assert "tiny-llava" in text.stdout

@@ -61,7 +61,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     for folder in (world.workspace.policy_dir, world.workspace.index_dir, tmp_path / "scorer"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda _params: FakeEncoder())
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda *_: FakeEncoder())
     monkeypatch.setattr(index_module, "load_index", lambda _folder, _digest: FakeIndex())
     return world
 
