@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.ablation.arms import Arm, apply_arm
-from pipeline.ablation.basis import METRICS, compute_basis, name_method
+from pipeline.ablation.basis import METRICS, SECTIONS, compute_basis, name_method
 from pipeline.ablation.collapse import collapse_policy
 from pipeline.config import Params
 from pipeline.errors import StageError
@@ -99,11 +99,12 @@ def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> di
             figures[seed] = compute_figures([*full_rows, *seed_rows], bench.pools, name_method(seed))
             _record(child, curves[seed], figures[seed])
         rows += seed_rows
+    tree = of_seed[params.ablation.seeds[0]].model_dump(mode="json", by_alias=True)
     result = {
         "arm": arm.name,
         "basis": basis,
         "start": {"kind": arm.start, "digest": compute_model_digest(start_dir), "p_region": p_region},
-        "params": of_seed[params.ablation.seeds[0]].model_dump(mode="json", by_alias=True),
+        "params": {name: tree[name] for name in SECTIONS},
         "seeds": {str(seed): values for seed, values in figures.items()},
     }
     with replace_dir(workspace.ablation_dir / arm.name) as out:

@@ -23,7 +23,7 @@ _KIND_TITLES: Final[Mapping[Kind, tuple[str, str]]] = {
     "kept": ("Abstentions", "it kept the full image"),
 }
 _SECTION_METRICS: Final = ("cond_recall_at_1", "mrr", "rc_rate", "harm_rate", "malformed_rate")
-PROVENANCE: Final = ("params_sha256", "data_md5", "pools_sha256", "git_commit", "seed", "confidence", "pool_size")
+PROVENANCE: Final = ("params_sha256", "data_md5", "pools_sha256", "seed", "confidence", "pool_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,9 +33,9 @@ from pipeline.store import (
     write_json,
     write_text,
 )
-from pipeline.tracking import StageRun, read_commit, read_data_md5
+from pipeline.tracking import StageRun
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, read_data_md5
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,6 @@ def _describe_run(params: Params, workspace: Workspace, pools: Sequence[Pool]) -
         "params_sha256": params.sha256(),
         "data_md5": read_data_md5(workspace.data_dir) or _hash_tables(workspace.tables_dir),
         "pools_sha256": hash_pools(pools),
-        "git_commit": read_commit(workspace.data_dir.parent),
         "seed": params.seed,
         "confidence": params.evaluate.confidence,
         "pool_size": params.retrieve.pool_size,

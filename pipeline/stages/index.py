@@ -44,14 +44,15 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             advance=advance,
             imported=imported,
         )
+    run.note({"num_resumed": built.num_resumed, "num_images_embedded": built.num_images})
+    if built.num_images:
+        run.note({"images_per_s": built.num_images / built.seconds})
+    num_images = 0 if imported is not None else sum(len(document.image_paths) for document in documents)
     figures = {
         "num_documents": float(built.num_documents),
-        "num_resumed": float(built.num_resumed),
-        "num_images": float(built.num_images),
+        "num_images": float(num_images),
         "dim": float(encoder.dim),
     }
-    if built.num_images:
-        figures["images_per_s"] = built.num_images / built.seconds
     if imported is not None:
         figures["num_imported"] = float(len(imported))
         figures["num_spot_checked"] = float(num_checked)

@@ -14,6 +14,7 @@ from pipeline.config import Params
 from pipeline.errors import DataError, StageError
 from pipeline.learn import encoder as encoder_module
 from pipeline.learn import index as index_module
+from pipeline.learn.model_folder import compute_model_digest
 from pipeline.stages import evaluate, register
 from pipeline.store import load_results, read_json, save_results, write_json
 from pipeline.tracking import null_run, open_store, stage_run
@@ -61,6 +62,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     for folder in (world.workspace.policy_dir, world.workspace.index_dir, tmp_path / "scorer"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
+    write_json(world.workspace.index_dir / "meta.json", {"encoder_digest": "e", "documents_sha256": "d"})
     monkeypatch.setattr(encoder_module, "load_encoder", lambda *_: FakeEncoder())
     monkeypatch.setattr(index_module, "load_index", lambda _folder, _digest: FakeIndex())
     return world
@@ -71,8 +73,9 @@ def _register(world: FakeWorld) -> dict[str, Any]:
     raw = PARAMS.model_dump(mode="json", by_alias=True)
     params = Params.model_validate({**raw, "scorer": {"path": str(root / "scorer")}})
     with stage_run("register", params, root) as run:
-        register.run(params, world.workspace, run)
-    return read_json(world.workspace.registration_path)
+        figures = register.run(params, world.workspace, run)
+    assert not {"version", "promoted"} & figures.keys()
+    return dict(run.facts)
 
 
 def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorld) -> None:
@@ -110,6 +113,19 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     assert len(whole["doc_ids"][0]) == NUM_DOCUMENTS
     with pytest.raises(DataError, match="base64"):
         model.predict(pd.DataFrame([{"image": "no such file!", "question": "keep it"}]))
+
+
+def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld) -> None:
+    path = world.workspace.registration_path
+    _register(world)
+    first = path.read_bytes()
+    assert _register(world)["version"] == 2
+    assert path.read_bytes() == first
+    content = read_json(path)
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    assert content["policy_digest"] == compute_model_digest(world.workspace.policy_dir)
+    assert content["pools_sha256"] == report["pools_sha256"]
+    assert content["metrics"]["mrr"] == report["methods"]["rgrpo"]["mrr"]["mean"]
 
 
 def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld) -> None:
