@@ -280,14 +280,15 @@ def read_commit(root: Path) -> str | None:
     What runs write is left out: DVC removes a stage's metrics file before it runs the stage, and on another processor
     dvc.lock changes with the first stage. Neither makes the code or the parameters others than the commit's.
     """
-    commit = _ask_git(root, "rev-parse", "HEAD")
+    commit = ask_git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _ask_git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *_WRITTEN_BY_RUNS)
+    changed = ask_git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *_WRITTEN_BY_RUNS)
     return f"{commit}-dirty" if changed else commit
 
 
-def _ask_git(root: Path, *arguments: str) -> str | None:
+def ask_git(root: Path, *arguments: str) -> str | None:
+    """Return what git says, or None where it fails or is not there."""
     command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
