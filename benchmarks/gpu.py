@@ -180,7 +180,8 @@ def write_inputs(shape: Shape, device: torch.device, scratch_dir: Path, engine: 
     params = Params.model_validate(
         {
             "demo": {"num_entities": effort.num_entities, "num_train": effort.num_train},
-            "scorer": {"path": str(scorer_dir), "batch_size": shape.scorer_batch, "device": device.type},
+            "scorer": {"path": str(scorer_dir), "device": device.type},
+            "batches": {"scorer": shape.scorer_batch},
             "policy": {
                 "path": str(policy_dir),
                 "prompt": "instruct",

@@ -103,7 +103,7 @@ class EmbeddingCost:
 def measure_answers(policy: Policy, batch: Batch, ending: Ending, side_px: int, num_calls: int) -> AnswerCost:
     """Return what answers by transformers to one batch cost."""
     images, questions = batch
-    policy.params = policy.params.model_copy(update={"batch_size": len(images)})
+    policy.batch_size = len(images)
 
     def work() -> tuple[Spread, float]:
         with speak(policy, ending, side_px) as lengths:
@@ -118,7 +118,7 @@ def measure_answers(policy: Policy, batch: Batch, ending: Ending, side_px: int, 
 def measure_vllm_answers(policy_dir: Path, params: PolicyParams, batch: Batch, num_calls: int) -> AnswerCost:
     """Return what answers by vLLM to one batch cost; random weights end none of them early."""
     images, questions = batch
-    policy = VllmPolicy(policy_dir, params.model_copy(update={"batch_size": len(images)}))
+    policy = VllmPolicy(policy_dir, params, len(images))
     device = torch.device("cuda")
     measured = measure_on(device, lambda: time_calls(lambda: policy.decide(images, questions), device, num_calls))
     # vLLM keeps its tensors in a process of its own, where this one's counter sees nothing.
@@ -175,23 +175,23 @@ def speak_in_training(policy: Policy, ending: Ending, side_px: int) -> Iterator[
 
 def measure_embedding(setting: Setting, num_images: int, num_calls: int) -> EmbeddingCost:
     """Return what embedding pictures costs: as stage index does it, and the forward pass alone."""
-    params, encoder = setting.params.scorer, setting.encoder
+    params, encoder, batch_size = setting.params.scorer, setting.encoder, setting.params.batches.scorer
     size = (encoder.input_size_px, encoder.input_size_px)
     paths = [query.image_path for query in setting.queries.values()]
     tasks = [PictureTask(1, _Opening(setting, paths[number % len(paths)], size)) for number in range(num_images)]
     device = torch.device(params.device)
 
     def embed() -> None:
-        for _ in encode_in_stream(encoder, tasks, batch_size=params.batch_size):
+        for _ in encode_in_stream(encoder, tasks, batch_size=batch_size):
             pass
 
     dtype = "auto" if device.type == "cuda" else torch.float32
     model = AutoModel.from_pretrained(params.path, local_files_only=True, dtype=dtype).to(device).eval()
-    pixels = torch.rand(params.batch_size, 3, *size, device=device, dtype=model.dtype)
+    pixels = torch.rand(batch_size, 3, *size, device=device, dtype=model.dtype)
 
     @torch.inference_mode()
     def go_forward() -> None:
-        for _ in range(num_images // params.batch_size):
+        for _ in range(num_images // batch_size):
             model.get_image_features(pixel_values=pixels)
 
     measured = measure_on(
@@ -199,7 +199,7 @@ def measure_embedding(setting: Setting, num_images: int, num_calls: int) -> Embe
     )
     ours, bare = measured.result or (None, None)
     return EmbeddingCost(
-        batch_size=params.batch_size,
+        batch_size=batch_size,
         ours_per_s=None if ours is None else num_images / ours.median,
         bare_per_s=None if bare is None else num_images / bare.median,
         peak_gb=measured.peak_gb,

@@ -84,7 +84,7 @@ class Setting:
                 for query_id, pool in self.pools.items()
             },
             pictures=self.pictures,
-            batch_size=self.params.scorer.batch_size,
+            batch_size=self.params.batches.scorer,
         )
 
     def cut_pools(self, k: int) -> Setting:
@@ -138,7 +138,7 @@ def run_stages(workspace: Workspace, params: Params) -> None:
 
 def load_setting(workspace: Workspace, params: Params) -> Setting:
     """Open what the stages wrote."""
-    encoder = load_encoder(params.scorer)
+    encoder = load_encoder(params.scorer, params.batches.scorer)
     tables_dir = workspace.tables_dir
     pools = load_pools(workspace.pools_dir / "pools.parquet")
     return Setting(

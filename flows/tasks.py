@@ -51,6 +51,8 @@ _WARN_AFTER_S = 60.0
 _USER_ERROR_CODE = 2
 _UNCHANGED = re.compile(r"Stage '.*' (?:didn't change, skipping|is cached - skipping run)")
 _STAGE_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
+# A model folder that params.yaml names, or an output of an earlier stage: DVC looks before the stage can say so.
+_MISSING = re.compile(r"failed to reproduce '.*': \[Errno 2\] No such file or directory: '(.*)'")
 # What DVC advises people at a prompt to do next.
 _ADVICE = re.compile(
     r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core|Use `dvc push`"
@@ -128,6 +130,9 @@ def repro(stage: str, context: StageContext) -> State[Any]:
     if not isinstance(ended, Ended):
         return ended
     if ended.code:
+        if missing := next((match[1] for line in ended.err_lines if (match := _MISSING.search(line))), None):
+            reason = f"{missing} is missing: params.yaml names it, or an earlier stage writes it"
+            return Failed(name=USER_ERROR, message=f"{stage}: {reason}")
         codes = [int(match[1]) for line in ended.err_lines if (match := _STAGE_CODE.search(line))]
         return _describe_failure(stage, ended, codes[-1] if codes else ended.code)
     unchanged = any(_UNCHANGED.search(line) for line in (*ended.out_lines, *ended.err_lines))

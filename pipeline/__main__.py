@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     """Run one stage of a checkout; its figures go to artifacts/metrics/STAGE.json and to the tracking store.
 
+    What is true of this run alone goes to artifacts/provenance/STAGE.json, which neither git nor DVC tracks.
+
     Raises:
         RegionR1Error: unknown stage, bad parameters, or whatever the stage finds wrong.
     """
@@ -48,10 +50,11 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     logger.info("%s: starts", stage)
     with stage_run(stage, params, root) as run:
         figures = STAGES[stage](params, workspace, run)
-        run.log_metrics({**figures, "stage_seconds": time.monotonic() - started})
-    metrics_path = workspace.metrics_path(stage)
-    metrics_path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(metrics_path, figures)
+        run.log_metrics(figures)
+        run.note({"stage_seconds": time.monotonic() - started})
+    write_json(workspace.metrics_path(stage), figures)
+    facts = {**run.facts, "params": params.model_dump(mode="json", by_alias=True), "figures": figures}
+    write_json(workspace.provenance_path(stage), facts)
     logger.info("%s: done in %.1f s", stage, time.monotonic() - started)
     return figures
 

@@ -76,7 +76,7 @@ def run_flow(
     exit_code = launch(only)
     if exit_code or only:
         raise typer.Exit(exit_code)
-    _print_results(Workspace.at(Path.cwd()), as_json=False)
+    _print_results(Workspace.at(Path.cwd()), as_json=False, of_lock=Path.cwd())
     typer.echo("pages: `make ui` serves MLflow (every run, its figures and pictures) and Prefect (the flow runs)")
 
 
@@ -112,7 +112,10 @@ def show_results(
 ) -> None:
     """Print the last evaluation."""
     root = Path.cwd()
-    _print_results(Workspace.at(root) if world is None else _world_workspace(root, world), as_json=as_json)
+    if world is None:
+        _print_results(Workspace.at(root), as_json=as_json, of_lock=root)
+    else:
+        _print_results(_world_workspace(root, world), as_json=as_json)
 
 
 @params_commands.command("check")
@@ -352,12 +355,15 @@ def _format_findings(findings: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  and {num_more} more"] if shown and num_more else lines)
 
 
-def _print_results(workspace: Workspace, *, as_json: bool) -> None:
+def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None = None) -> None:
+    """Print an evaluation; that of a checkout, `of_lock`, beside what its committed dvc.lock says of the outputs."""
+    from pipeline.reproduction import Reproduction, check_reproduction
     from pipeline.store import read_json
 
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
+    reproduction = Reproduction(None, ()) if of_lock is None else check_reproduction(of_lock)
     if as_json:
-        typer.echo(json.dumps(summarise(report), indent=2))
+        typer.echo(json.dumps(summarise(report) | reproduction.as_json(), indent=2))
         return
     console = Console()
     console.print(_build_table(report))
@@ -375,6 +381,8 @@ def _print_results(workspace: Workspace, *, as_json: bool) -> None:
         span = figures.format_range(scores["cond_recall_at_1"]["harmonic_mean"], "share")
         line = f"InfoSeek, harmonic mean of CondR@1 over both splits, {figures.METHOD_LABELS[method]}: {said}"
         console.print(f"{line} ({span})" if span else line, highlight=False)
+    if of_lock is not None:
+        console.print(reproduction.describe(), highlight=False, soft_wrap=True)
     console.print(f"[dim]report: {workspace.evaluation_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,14 @@ def _check_relative(path: str) -> str:
 
 
 RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_check_relative)]
+
+
+ModelPath = Annotated[
+    str, Field(min_length=1, description="model folder as dvc.yaml reads it too: relative to the checkout, or absolute")
+]
+
+BESIDE_EVALUATION: Final = {"demo", "register_", "ablation", "batches", "flow"}
+"""Sections that no stage up to evaluate depends on; data.dvc stands for `demo`."""
 
 
 class _Section(BaseModel):
@@ -90,8 +98,7 @@ class StatedSize(_Section):
 class ScorerParams(_Section):
     """The frozen encoder that retrieves and re-ranks."""
 
-    path: str = Field(default="builtin:tiny-clip", description="model folder, or builtin:NAME")
-    batch_size: PositiveInt = 256
+    path: ModelPath = "pipeline/demo/models/tiny-clip"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="of the weights; auto: float32 on a CPU, as saved on a GPU"
@@ -130,11 +137,10 @@ class LoraParams(_Section):
 class PolicyParams(_Section):
     """The vision-language model that decides."""
 
-    path: str = Field(default="builtin:tiny-llava", description="model folder, or builtin:NAME")
+    path: ModelPath = "pipeline/demo/models/tiny-llava"
     prompt: Literal["question", "instruct"] = Field(
         default="question", description="question alone (tiny models) or the paper-style instruction"
     )
-    batch_size: PositiveInt = Field(default=64, description="queries decoded together at inference")
     max_new_tokens: PositiveInt = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -255,9 +261,9 @@ class EvaluateParams(_Section):
         default=0.05, description="chance that the threshold chosen on val breaks that bound all the same"
     )
     num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
-    transfer_scorer: str | None = Field(
-        default="builtin:tiny-siglip",
-        description="second frozen scorer that re-ranks the same pools; model folder or builtin:NAME, empty for none",
+    transfer_scorer: ModelPath = Field(
+        default="pipeline/demo/models/tiny-siglip",
+        description="folder of a second frozen scorer that re-ranks the same pools; scorer.path again for none",
     )
 
 
@@ -284,6 +290,17 @@ class AblationParams(_Section):
         return self
 
 
+class BatchParams(_Section):
+    """How much goes through a model at once: what memory allows.
+
+    No result depends on it, so no stage of dvc.yaml names this section and no checkpoint is named by it: lowered after
+    memory ran out, it makes nothing stale.
+    """
+
+    policy: PositiveInt = Field(default=64, description="answers decoded together at inference")
+    scorer: PositiveInt = Field(default=256, description="pictures or texts embedded together")
+
+
 class FlowParams(_Section):
     """How the Prefect flow places work."""
 
@@ -307,12 +324,23 @@ class Params(_Section):
     evaluate: EvaluateParams = EvaluateParams()
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
     ablation: AblationParams = AblationParams()
+    batches: BatchParams = BatchParams()
     flow: FlowParams = FlowParams()
 
+    @property
+    def second_scorer(self) -> str | None:
+        """Folder of the second scorer, or None: the first one's would see what the first one sees."""
+        path = self.evaluate.transfer_scorer
+        return None if path == self.scorer.path else path
+
     def sha256(self) -> str:
-        """Return the hash that names these parameters, whatever order or spelling the file used."""
-        canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Return the hash that names the parameters behind an evaluation, whatever order or spelling the file used.
+
+        `report.json` holds it, so it must not change with a section that the stages up to evaluate do not read: their
+        outputs would differ from dvc.lock in a fresh clone although nothing in them had changed.
+        """
+        tree = self.model_dump(mode="json", by_alias=True, exclude=BESIDE_EVALUATION)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def load_params(path: Path) -> Params:

@@ -42,9 +42,9 @@ class RegionReranker(PythonModel):
 
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self._params = load_params(folders["params"])
-        self._policy = load_policy(folders["policy"], self._params.policy)
+        self._policy = load_policy(folders["policy"], self._params.policy, self._params.batches.policy)
         scorer = self._params.scorer.model_copy(update={"path": str(folders["scorer"])})
-        self._encoder = load_encoder(scorer)
+        self._encoder = load_encoder(scorer, self._params.batches.scorer)
         self._index = load_index(folders["index"], self._encoder.digest)
 
     def predict(

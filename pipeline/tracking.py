@@ -20,10 +20,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
 from pipeline.config import Params
 from pipeline.errors import DataError
+from pipeline.workspace import read_data_md5
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +32,7 @@ EXPERIMENT = "region-r1"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"
 MAX_DIGEST_CHARS = 36
 _INHERITED_TAGS = frozenset({"stage", "git_commit", "mlflow.source.git.commit", "data_md5"})
+_WRITTEN_BY_RUNS = (":(exclude)dvc.lock", ":(exclude)ablation/dvc.lock", ":(exclude)artifacts")
 _QUIET_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -67,6 +67,17 @@ class StageRun(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run."""
 
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Record what is true of this run alone: times, rates, versions, verdicts that hang on local state.
+
+        Numbers are logged as figures too. None of it may reach an output that DVC tracks: a second run of the same
+        code on the same data would have other bytes.
+        """
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What has been noted so far; `artifacts/provenance/STAGE.json` keeps it."""
+
     def open_child(self, name: str, params: Params) -> AbstractContextManager[StageRun]:
         """Open a run below this one, with parameters of its own, and close it with its fate."""
 
@@ -94,6 +105,14 @@ class _NullRun:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Drop them."""
 
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Drop them."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Nothing."""
+        return {}
+
     def open_child(self, name: str, params: Params) -> AbstractContextManager[StageRun]:
         """Return this run: a child would record nothing either."""
         return nullcontext(self)
@@ -105,6 +124,7 @@ class _MlflowRun:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
         self._run_id = run_id
+        self._facts: dict[str, object] = {}
 
     @property
     def run_id(self) -> str | None:
@@ -143,6 +163,17 @@ class _MlflowRun:
         """Label the run."""
         for name, value in tags.items():
             self._client.set_tag(self._run_id, name, value)
+
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Record what is true of this run alone."""
+        self._facts |= facts
+        if numbers := {name: float(value) for name, value in facts.items() if isinstance(value, int | float)}:
+            self.log_metrics(numbers)
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What has been noted so far."""
+        return self._facts
 
     @contextmanager
     def open_child(self, name: str, params: Params) -> Iterator[StageRun]:
@@ -185,6 +216,7 @@ def stage_run(stage: str, params: Params, root: Path) -> Iterator[StageRun]:
     active = mlflow.start_run(run_name=stage, nested=True, tags=tags)
     run = _MlflowRun(client, active.info.run_id)
     with _closing_with_fate(lambda status: mlflow.end_run(status)):
+        run.note({"run_id": active.info.run_id, "git_commit": tags.get("git_commit")})
         run.log_params(flatten(params.model_dump(mode="json", by_alias=True)))
         _log_data_input(client, active.info.run_id, root, stage)
         yield run
@@ -242,32 +274,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_data_md5(data_dir: Path) -> str | None:
-    """Return the hash of a data folder from the `.dvc` file beside it, or None without that file.
-
-    Raises:
-        DataError: the file is there but names no hash.
-    """
-    path = data_dir.with_name(f"{data_dir.name}.dvc")
-    if not path.is_file():
-        return None
-    try:
-        md5 = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]["md5"]
-    except (yaml.YAMLError, KeyError, IndexError, TypeError) as error:
-        raise DataError("names no md5 of the data; run `dvc add data`", path=path) from error
-    return str(md5)
-
-
 def read_commit(root: Path) -> str | None:
-    """Return the git commit, with `-dirty` when tracked files differ; None outside a repository."""
-    commit = _ask_git(root, "rev-parse", "HEAD")
+    """Return the git commit, with `-dirty` when tracked files differ that a run reads; None outside a repository.
+
+    What runs write is left out: DVC removes a stage's metrics file before it runs the stage, and on another processor
+    dvc.lock changes with the first stage. Neither makes the code or the parameters others than the commit's.
+    """
+    commit = ask_git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _ask_git(root, "status", "--porcelain", "--untracked-files=no")
+    changed = ask_git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *_WRITTEN_BY_RUNS)
     return f"{commit}-dirty" if changed else commit
 
 
-def _ask_git(root: Path, *arguments: str) -> str | None:
+def ask_git(root: Path, *arguments: str) -> str | None:
+    """Return what git says, or None where it fails or is not there."""
     command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import yaml
+
+from pipeline.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -90,7 +94,7 @@ class Workspace:
     # register
     @property
     def registration_path(self) -> Path:
-        """What the registry was told and what the gate decided."""
+        """What was registered, by content; version and verdict are in MLflow and in the provenance."""
         return self.artifacts_dir / "registration.json"
 
     # ablation
@@ -102,6 +106,26 @@ class Workspace:
     def metrics_path(self, stage: str) -> Path:
         """Small JSON of a stage's figures, a DVC metrics file."""
         return self.artifacts_dir / "metrics" / f"{stage}.json"
+
+    def provenance_path(self, stage: str) -> Path:
+        """What is true of a stage's last run here alone: commit, MLflow run, parameters, times; git and DVC skip it."""
+        return self.artifacts_dir / "provenance" / f"{stage}.json"
+
+
+def read_data_md5(data_dir: Path) -> str | None:
+    """Return the hash of a data folder from the `.dvc` file beside it, or None without that file.
+
+    Raises:
+        DataError: the file is there but names no hash.
+    """
+    path = data_dir.with_name(f"{data_dir.name}.dvc")
+    if not path.is_file():
+        return None
+    try:
+        md5 = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]["md5"]
+    except (yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        raise DataError("names no md5 of the data; run `dvc add data`", path=path) from error
+    return str(md5)
 
 
 def is_plain_relative(path: str) -> bool:

@@ -13,9 +13,9 @@ from pipeline.demo.world import build_world
 
 NUM_TEST: Final = 12
 _SECTIONS: Final[dict[str, dict[str, Any]]] = {
-    "scorer": {"batch_size": 64, "device": "cpu"},
+    "scorer": {"device": "cpu"},
     "retrieve": {"pool_size": 6},
-    "policy": {"batch_size": 8, "max_new_tokens": 8, "device": "cpu"},
+    "policy": {"max_new_tokens": 8, "device": "cpu"},
     "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
     "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
     "train": {
@@ -28,6 +28,7 @@ _SECTIONS: Final[dict[str, dict[str, Any]]] = {
         "save_steps": 1,
     },
     "evaluate": {"num_resamples": 100},
+    "batches": {"policy": 8, "scorer": 64},
 }
 
 

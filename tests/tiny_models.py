@@ -145,7 +145,8 @@ def build_params(scorer_dir: Path, *, pool_size: int = 10, batch_size: int = 5) 
     """Return parameters that name a scorer on the CPU."""
     return Params.model_validate(
         {
-            "scorer": {"path": str(scorer_dir), "batch_size": batch_size, "device": "cpu"},
+            "scorer": {"path": str(scorer_dir), "device": "cpu"},
+            "batches": {"scorer": batch_size},
             "retrieve": {"pool_size": pool_size},
         }
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.ablation.arms import Arm, apply_arm
-from pipeline.ablation.basis import METRICS, compute_basis, name_method
+from pipeline.ablation.basis import METRICS, SECTIONS, compute_basis, name_method
 from pipeline.ablation.collapse import collapse_policy
 from pipeline.config import Params
 from pipeline.errors import StageError
@@ -100,11 +100,12 @@ def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> di
             figures[seed] = compute_figures([*full_rows, *seed_rows], bench.pools, name_method(seed))
             _record(child, curves[seed], figures[seed])
         rows += seed_rows
+    tree = of_seed[params.ablation.seeds[0]].model_dump(mode="json", by_alias=True)
     result = {
         "arm": arm.name,
         "basis": basis,
         "start": {"kind": arm.start, "digest": compute_model_digest(start_dir), "p_region": p_region},
-        "params": of_seed[params.ablation.seeds[0]].model_dump(mode="json", by_alias=True),
+        "params": {name: tree[name] for name in SECTIONS},
         "seeds": {str(seed): values for seed, values in figures.items()},
     }
     with replace_dir(workspace.ablation_dir / arm.name) as out:
@@ -140,7 +141,7 @@ def _make_start(arm: Arm, params: Params, bench: Bench, folder: Path) -> tuple[P
         return resolve_model_path(params.policy.path), None
     start_dir = folder / "start"
     if not start_dir.is_dir():
-        policy = load_policy(bench.workspace.sft_dir, params.policy)
+        policy = load_policy(bench.workspace.sft_dir, params.policy, params.batches.policy)
         p_region = collapse_policy(policy, bench.scorer)
         with replace_dir(start_dir) as made:
             policy.save_merged(made / "policy")
@@ -154,7 +155,7 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
     logger.info("%s: starts", name)
     training_dir = seed_dir.with_name(f"training-{params.seed}")
     seed_everything(params.seed)
-    policy = load_policy(start_dir, params.policy)
+    policy = load_policy(start_dir, params.policy, params.batches.policy)
     record = train_rgrpo(
         policy,
         bench.questions,

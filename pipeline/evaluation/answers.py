@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from pipeline.config import Params
+from pipeline.core.seeds import derive_seed
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.selection import Samples, list_cropped
-from pipeline.learn.seeding import seed_everything
 from pipeline.types import Query
 from pipeline.workspace import Workspace
 
@@ -66,9 +67,12 @@ def ask_policies(params: Params, workspace: Workspace, val: m.QuerySet, test: m.
             shown = name if split == "test" else f"{name}, val"
             said[split][name] = m.ask_policy(policy, queries, workspace.data_dir, params, name=shown)
 
-    ask(load_asked_policy(params.policy.path, params.policy), "base")
-    ask(load_asked_policy(workspace.sft_dir, params.policy), "sft")
-    trained = load_asked_policy(workspace.policy_dir, params.policy)
+    def load(path: str | Path) -> m.DecidingPolicy:
+        return load_asked_policy(path, params.policy, params.batches.policy)
+
+    ask(load(params.policy.path), "base")
+    ask(load(workspace.sft_dir), "sft")
+    trained = load(workspace.policy_dir)
     ask(trained, "rgrpo")
     said["test"]["rgrpo_blind"] = m.ask_policy(
         trained, test.queries, workspace.data_dir, params, name="rgrpo_blind", blind=True
@@ -93,8 +97,8 @@ def _probe(
 
     cropped = list_cropped(test.queries, greedy)
     draw = partial(policy.sample_regions, num_samples=params.evaluate.num_samples)
-    seed_everything(params.seed)
-    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions")
+    seeds = [derive_seed(params.seed, query.query_id) for query in cropped]
+    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions", seeds=seeds)
     return ProbedPolicy(
         forced_val=force(val.queries, "val, REGION forced"),
         forced_test=force(test.queries, "test, REGION forced"),

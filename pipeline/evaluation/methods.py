@@ -18,7 +18,6 @@ A malformed answer is a miss: no ranking, reciprocal rank 0. It is never scored 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import Params, SearchParams
+from pipeline.core.seeds import derive_seed
 from pipeline.images import load_upright
 from pipeline.progress import track
 from pipeline.types import Box, Crop, Decision, KeepFull, Outcome, Pool, Query
@@ -86,9 +86,9 @@ class DecidingPolicy(Protocol):
         """Answer each question about its image, with a region whatever it thinks where that is forced."""
 
     def sample_regions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int, seeds: Sequence[int]
     ) -> Sequence[Sequence[Answer]]:
-        """Draw several answers to each question, REGION forced, at temperature 1."""
+        """Draw several answers to each question, REGION forced, at temperature 1; each question has its seed."""
 
 
 Choice = tuple[Decision, str | None]
@@ -131,7 +131,7 @@ def ask_policy(
     name: str,
     blind: bool = False,
 ) -> list[Choice]:
-    """Let a policy decide about every query, in table order and batches of `policy.batch_size`.
+    """Let a policy decide about every query, in table order and batches of `batches.policy`.
 
     Args:
         policy: the policy asked.
@@ -146,28 +146,33 @@ def ask_policy(
 
 
 def ask_in_batches(
-    ask: Callable[[Sequence[Image.Image], Sequence[str]], Sequence[Said]],
+    ask: Callable[..., Sequence[Said]],
     queries: Sequence[Query],
     data_dir: Path,
     params: Params,
     *,
     name: str,
     blind: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> list[Said]:
-    """Return what `ask` says about every query; few pictures are in memory at once. Arguments as for `ask_policy`."""
+    """Return what `ask` says about every query; few pictures are in memory at once. Arguments as for `ask_policy`.
+
+    A policy that draws lots is told the seeds of its queries, one each, as `seeds`.
+    """
     said: list[Said] = []
-    size = params.policy.batch_size
+    size = params.batches.policy
     with track(f"evaluate: {name}", len(queries)) as advance:
-        for batch in (queries[start : start + size] for start in range(0, len(queries), size)):
+        for start in range(0, len(queries), size):
+            batch = queries[start : start + size]
             images = [_open(query, data_dir, params, blind=blind) for query in batch]
-            said += ask(images, [query.question for query in batch])
+            lots = {} if seeds is None else {"seeds": seeds[start : start + size]}
+            said += ask(images, [query.question for query in batch], **lots)
             advance(len(batch))
     return said
 
 
 def _draw_box(query_id: str, search: SearchParams, seed: int) -> Box:
-    entropy = int.from_bytes(hashlib.sha256(f"{seed}:{query_id}".encode()).digest()[:8], "big")
-    rng = np.random.default_rng(entropy)
+    rng = np.random.default_rng(derive_seed(seed, query_id))
     side = rng.uniform(min(search.scales), max(search.scales))
     x0, y0 = rng.uniform(0.0, 1.0 - side, size=2)
     return Box(float(x0), float(y0), float(min(x0 + side, 1.0)), float(min(y0 + side, 1.0)))

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from pipeline.config import ScorerParams
+from pipeline.config import BatchParams, ScorerParams
 from pipeline.errors import ModelError
 from pipeline.images import crop_view
 from pipeline.learn.foreign_encoders import check_revision, is_open_clip, load_open_clip, load_remote
@@ -154,8 +154,12 @@ class ClipEncoder:
         return crop_view(image.convert("RGB"), None, (self._input_size_px, self._input_size_px))
 
 
-def load_encoder(params: ScorerParams) -> Encoder:
+def load_encoder(params: ScorerParams, batch_size: int = BatchParams().scorer) -> Encoder:
     """Load the frozen encoder from a local folder; the network is never asked.
+
+    Args:
+        params: which folder, and how.
+        batch_size: `batches.scorer`.
 
     Raises:
         ModelError: the folder is missing, of another family, incomplete, holds no safetensors, or holds code that is
@@ -178,7 +182,7 @@ def load_encoder(params: ScorerParams) -> Encoder:
         model,
         processor,
         digest=name_encoder(params),
-        batch_size=params.batch_size,
+        batch_size=batch_size,
         device=device,
     )
 

@@ -78,7 +78,6 @@ _LOGGED: Final = {
     "entropy": "entropy",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
-    "step_time": "step_seconds",
     "reward/mrr": "reward_mrr",
     "reward/ndcg": "reward_ndcg",
     "reward/rank": "reward_rank",
@@ -94,6 +93,8 @@ _LOGGED: Final = {
     "group/zero_signal": "zero_signal_groups",
     "completions/clipped_ratio": "clipped_rate",
 }
+_TIMED: Final = {"step_time": "step_seconds"}
+"""Logged, but kept out of the curve: an output that DVC tracks holds no times."""
 
 
 class PolicyReward:
@@ -179,10 +180,12 @@ class TrainingRecord:
     Attributes:
         rollouts: every sampled completion, in the order sampled.
         curve: figures by step.
+        step_seconds: mean time of a step, those before a resume among them.
     """
 
     rollouts: Sequence[Rollout]
     curve: Sequence[CurvePoint]
+    step_seconds: float
 
 
 class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -504,9 +507,13 @@ def train_rgrpo(
         logger.info("train: goes on from %s", last.name)
     sharing = share_pictures(trainer.model, trainer.ref_model)
     with sharing, track("train: r-GRPO steps", params.max_steps) as advance:
-        trainer.add_callback(TrainingLog(log, advance, _LOGGED))
+        trainer.add_callback(TrainingLog(log, advance, _LOGGED | _TIMED))
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    return TrainingRecord(rollouts=rollouts, curve=collect_curve(trainer.state.log_history, _LOGGED))
+    history = trainer.state.log_history
+    seconds = [point.value for point in collect_curve(history, _TIMED)]
+    return TrainingRecord(
+        rollouts=rollouts, curve=collect_curve(history, _LOGGED), step_seconds=float(np.mean(seconds))
+    )
 
 
 class _EpochSampler(RepeatSampler):  # type: ignore[misc]

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.config import RewardParams, SearchParams, WarmupParams
 from pipeline.core.region_search import build_grid, choose_label, draw_neighbours, refine_boxes, weigh_boxes
 from pipeline.core.reward import compute_reward
+from pipeline.core.seeds import derive_seed
 from pipeline.errors import StageError
 from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
@@ -95,14 +96,14 @@ def label_neighbourhoods(
     by_query: list[list[RegionLabel]] = []
     for start in range(0, len(query_ids), _CHUNK):
         chunk = query_ids[start : start + _CHUNK]
-        near = [
-            _gather_boxes(roots, warmup.num_neighbours, np.random.default_rng([seed, start, row]))
-            for row, roots in enumerate(_ask_for_regions(policy, scorer, chunk, warmup.num_samples, seed))
-        ]
+        # A query's lots hang on its own id alone, not on its place or on the queries beside it.
+        seeds = [derive_seed(seed, query_id) for query_id in chunk]
+        rngs = [np.random.default_rng(own) for own in seeds]
+        asked = _ask_for_regions(policy, scorer, chunk, warmup.num_samples, seeds)
+        near = [_gather_boxes(roots, warmup.num_neighbours, rng) for roots, rng in zip(asked, rngs, strict=True)]
         rewards = _score_boxes(scorer, chunk, near, reward)
-        for query_id, boxes, earned in zip(chunk, near, rewards, strict=True):
+        for query_id, boxes, earned, rng in zip(chunk, near, rewards, rngs, strict=True):
             full = _reward_full(scorer, query_id, reward)
-            rng = np.random.default_rng([seed, *query_id.encode()])
             by_query.append(_draw_labels(query_id, boxes, earned, full, warmup, rng))
         advance(len(chunk))
     labels = [label for epoch in zip(*by_query, strict=True) for label in epoch]
@@ -112,13 +113,13 @@ def label_neighbourhoods(
 
 
 def _ask_for_regions(
-    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seed: int
+    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seeds: Sequence[int]
 ) -> list[list[Box]]:
     """Return for each query the policy's likeliest region and those that it draws; malformed ones are left out."""
     images = [scorer.load_image(query_id) for query_id in query_ids]
     questions = [scorer.queries[query_id].question for query_id in query_ids]
     likeliest = policy.decide(images, questions, force_region=True)
-    drawn = policy.sample_regions(images, questions, num_samples=num_samples)
+    drawn = policy.sample_regions(images, questions, num_samples=num_samples, seeds=seeds)
     return [
         [answer.decision.box for answer in (first, *others) if isinstance(answer.decision, Crop)]
         for first, others in zip(likeliest, drawn, strict=True)

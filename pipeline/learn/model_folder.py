@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +10,6 @@ from typing import Final
 from pipeline.errors import ModelError
 from pipeline.store import read_json, write_json
 
-BUILTIN_PREFIX: Final = "builtin:"
 _BUILTIN_DIR: Final = Path(__file__).resolve().parent.parent / "demo" / "models"
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 _BASE_FILE: Final = "base.json"
@@ -19,26 +17,20 @@ _HASHED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", 
 
 
 def resolve_model_path(spec: str | Path) -> Path:
-    """Return the folder that `spec` names: `builtin:NAME` or a plain path.
+    """Return the folder that `spec` names, as dvc.yaml reads it: a plain path, with no `~` to expand.
 
     Raises:
         ModelError: no such folder.
     """
-    text = str(spec)
-    if text.startswith(BUILTIN_PREFIX):
-        return _resolve_builtin(text.removeprefix(BUILTIN_PREFIX))
-    path = Path(text).expanduser()
+    path = Path(spec)
     if not path.is_dir():
-        raise ModelError(f"{text}: no such model folder")
+        raise ModelError(f"{spec}: no such model folder")
     return path
 
 
-def _resolve_builtin(name: str) -> Path:
-    path = _BUILTIN_DIR / name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or not path.is_dir():
-        known = sorted(entry.name for entry in _BUILTIN_DIR.glob("*") if entry.is_dir())
-        raise ModelError(f"{BUILTIN_PREFIX}{name}: no such built-in model; there are: {', '.join(known) or 'none'}")
-    return path
+def is_builtin(spec: str | Path) -> bool:
+    """Return whether a folder is one of the demo's own models."""
+    return Path(spec).resolve().parent == _BUILTIN_DIR
 
 
 def check_model_folder(path: Path) -> None:

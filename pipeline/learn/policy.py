@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcessorList, StoppingCriteriaList
 
-from pipeline.config import PolicyParams
+from pipeline.config import BatchParams, PolicyParams
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
 from pipeline.core.prompts import build_prompt
@@ -33,6 +33,7 @@ from pipeline.learn.generation import (
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 from pipeline.learn.openings import FirstTokenProbability, ForcedOpenings
 from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
+from pipeline.learn.seeded_draws import SeededDraws
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, Decision
 
@@ -70,16 +71,24 @@ class Policy:
     Args:
         model: any `AutoModelForImageTextToText`.
         processor: its processor, padding on the left.
-        params: prompt style, batch size, answer length, adapter.
+        params: prompt style, answer length, adapter.
         base_digest: names the folder of the model without any adapter.
         get_frame: width and height of an upright picture in pixels -> the frame of the boxes on it.
+        batch_size: most answers that are decoded together.
 
     Raises:
         ModelError: both answers begin with the same token.
     """
 
     def __init__(
-        self, model: Untyped, processor: Untyped, params: PolicyParams, base_digest: str, get_frame: FrameOf
+        self,
+        model: Untyped,
+        processor: Untyped,
+        params: PolicyParams,
+        base_digest: str,
+        get_frame: FrameOf,
+        *,
+        batch_size: int,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -87,6 +96,7 @@ class Policy:
         self.base_digest: Final = base_digest
         self.get_frame: Final = get_frame
         self.tokens: Final = find_answer_tokens(model, processor.tokenizer)
+        self.batch_size = batch_size
         self.region_ids: Final = self._encode_opening(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
         self.full_ids: Final = self._encode_opening(FULL_ANSWER, FULL_ANSWER)
         if self.region_ids[0] == self.full_ids[0]:
@@ -114,7 +124,7 @@ class Policy:
         """
         settings = GenerationSettings.greedy(self.params.max_new_tokens, self.tokens)
         answers: list[PolicyAnswer] = []
-        for start, batch_images, batch_questions in self._split(images, questions, self.params.batch_size):
+        for start, batch_images, batch_questions in self._split(images, questions, self.batch_size):
             answers += self._answer_batch(batch_images, batch_questions, settings, force_region=force_region)
             if advance is not None:
                 advance(len(answers) - start)
@@ -142,31 +152,34 @@ class Policy:
             self.model = attach_adapter(self.model, self.params.lora)
 
     def sample_regions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int, seeds: Sequence[int]
     ) -> list[list[PolicyAnswer]]:
         """Draw several answers to every query with REGION forced, at temperature 1.
 
-        Lots are drawn from torch's generator: seed it first. As many queries go through the model at once as make
-        `policy.batch_size` rows, so the draws depend on that number too.
+        A query's seed alone decides its lots, not the queries beside it, so the draws do not depend on the batch size.
 
         Args:
             images: upright pictures, any size.
             questions: one per picture.
             num_samples: answers to a query, at least 1.
+            seeds: one per picture.
 
         Returns:
             `num_samples` answers for each query.
 
         Raises:
-            ValueError: not one question per picture.
+            ValueError: not one question and one seed per picture.
             ModelError: the family cannot read a picture of that shape.
         """
+        if len(seeds) != len(images):
+            raise ValueError(f"{len(images)} images and {len(seeds)} seeds")
         settings = GenerationSettings.sampling(self.params.max_new_tokens, DRAWING_TEMPERATURE, self.tokens)
         samples: list[list[PolicyAnswer]] = []
-        size = max(1, self.params.batch_size // num_samples)
-        for _, batch_images, batch_questions in self._split(images, questions, size):
+        size = max(1, self.batch_size // num_samples)
+        for start, batch_images, batch_questions in self._split(images, questions, size):
+            draws = SeededDraws(seeds[start : start + size], num_samples)
             rows = self._answer_batch(
-                batch_images, batch_questions, settings, force_region=True, num_samples=num_samples
+                batch_images, batch_questions, settings, force_region=True, num_samples=num_samples, draws=draws
             )
             samples += [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
         return samples
@@ -221,6 +234,7 @@ class Policy:
         *,
         force_region: bool,
         num_samples: int = 1,
+        draws: SeededDraws | None = None,
     ) -> list[PolicyAnswer]:
         """Answer every query `num_samples` times; answers to one query follow one another."""
         frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples)]
@@ -239,7 +253,8 @@ class Policy:
         sequences = self.model.generate(
             **inputs,
             generation_config=settings.build_config(num_samples),
-            logits_processor=LogitsProcessorList([p_region, *forced]),
+            # The draws come last: they pick from what the other processors leave.
+            logits_processor=LogitsProcessorList([p_region, *forced, *([] if draws is None else [draws])]),
             stopping_criteria=StoppingCriteriaList(
                 [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(frames))]
             ),
@@ -258,12 +273,13 @@ def build_messages(question: str, params: PolicyParams) -> list[Message]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
-def load_policy(path: str | Path, params: PolicyParams) -> Policy:
+def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchParams().policy) -> Policy:
     """Open a policy from a local folder of safetensors: a whole model, or an adapter on the base `params.path`.
 
     Args:
-        path: a folder, or builtin:NAME.
+        path: a folder.
         params: how to prompt and decode.
+        batch_size: `batches.policy`; training does not ask for it.
 
     Raises:
         ModelError: no such folder, weights in an unsafe format, an unknown family, a broken file, an adapter of
@@ -294,4 +310,4 @@ def load_policy(path: str | Path, params: PolicyParams) -> Policy:
             model = load_adapter(model, folder, base_digest)
     except _LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
-    return Policy(model.to(device), processor, params, base_digest, get_frame)
+    return Policy(model.to(device), processor, params, base_digest, get_frame, batch_size=batch_size)

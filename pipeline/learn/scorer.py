@@ -101,7 +101,7 @@ class FrozenScorer:
             StageError: a stage has not run, or ran with another encoder or other documents.
             ModelError: the encoder cannot be loaded.
         """
-        encoder = encoder or load_encoder(params.scorer)
+        encoder = encoder or load_encoder(params.scorer, params.batches.scorer)
         index = _open_index(workspace, encoder.digest)
         pools_dir = workspace.pools_dir
         pools = {pool.query_id: pool for pool in load_pools(pools_dir / "pools.parquet")}
@@ -119,7 +119,7 @@ class FrozenScorer:
                 for query_id, pool in pools.items()
             },
             pictures=PictureFolder(workspace.data_dir, params.data.max_image_pixels),
-            batch_size=params.scorer.batch_size,
+            batch_size=params.batches.scorer,
         )
 
     @staticmethod

@@ -28,8 +28,8 @@ def load_transfer_scorer(
     """Return the scorer that `path` names, ready to score views of these queries, and its model family.
 
     Args:
-        path: model folder, or builtin:NAME.
-        params: batch size, device and dtype of the first scorer serve the second; leave to run code does not.
+        path: model folder.
+        params: batches, device and dtype of the first scorer serve the second; leave to run code does not.
         workspace: where tables and pictures lie.
         queries: those whose views it will score.
         pools: their candidates, aligned.
@@ -39,11 +39,10 @@ def load_transfer_scorer(
         StageError: a candidate is in no table; prepare ran after retrieve.
         DataError: a picture cannot be read.
     """
-    encoder = load_encoder(
-        params.scorer.model_copy(update={"path": path, "trust_remote_code": False, "revision": None})
-    )
+    own = params.scorer.model_copy(update={"path": path, "trust_remote_code": False, "revision": None})
+    encoder = load_encoder(own, params.batches.scorer)
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
-    batch_size = params.scorer.batch_size
+    batch_size = params.batches.scorer
     documents = _embed_candidates(encoder, workspace, pools, pictures, batch_size)
     scorer = FrozenScorer(
         encoder,

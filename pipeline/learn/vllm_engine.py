@@ -26,7 +26,7 @@ from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, cut_after_acti
 from pipeline.errors import ModelError
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.generation import DRAWING_TEMPERATURE, GenerationSettings
-from pipeline.learn.model_folder import BUILTIN_PREFIX, resolve_model_path
+from pipeline.learn.model_folder import is_builtin, resolve_model_path
 from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
 from pipeline.learn.precision import choose_dtype
 
@@ -42,19 +42,24 @@ def choose_engine(params: PolicyParams) -> Literal["transformers", "vllm"]:
     can_run = importlib.util.find_spec("vllm") is not None and torch.cuda.is_available() and params.device != "cpu"
     if params.engine == "vllm" and not can_run:
         raise ModelError("policy.engine is vllm, which needs the package vllm and a CUDA device; set it to auto")
-    wanted = can_run and not params.path.startswith(BUILTIN_PREFIX)
+    wanted = can_run and not is_builtin(params.path)
     return "vllm" if params.engine == "vllm" or (params.engine == "auto" and wanted) else "transformers"
 
 
-def load_asked_policy(path: str | Path, params: PolicyParams) -> Policy | VllmPolicy:
+def load_asked_policy(path: str | Path, params: PolicyParams, batch_size: int) -> Policy | VllmPolicy:
     """Open a policy that is asked and never trained, with the engine that `params.engine` names.
+
+    Args:
+        path: a whole model, or an adapter on the base `params.path`.
+        params: how to prompt and decode.
+        batch_size: `batches.policy`.
 
     Raises:
         ModelError: as `load_policy`, and as `choose_engine`.
     """
     if choose_engine(params) == "transformers":
-        return load_policy(path, params)
-    return VllmPolicy(path, params)
+        return load_policy(path, params, batch_size)
+    return VllmPolicy(path, params, batch_size)
 
 
 class VllmPolicy:
@@ -62,10 +67,11 @@ class VllmPolicy:
 
     Args:
         path: a whole model, or an adapter on the base `params.path`.
-        params: how to prompt and decode; `batch_size` is the number of rows that vLLM decodes at once.
+        params: how to prompt and decode.
+        batch_size: rows that vLLM decodes at once.
     """
 
-    def __init__(self, path: str | Path, params: PolicyParams) -> None:
+    def __init__(self, path: str | Path, params: PolicyParams, batch_size: int) -> None:
         import vllm
 
         dtype = str(choose_dtype(params, torch.device("cuda"))).removeprefix("torch.")
@@ -78,7 +84,7 @@ class VllmPolicy:
             self._llm = vllm.LLM(
                 model=str(folder),
                 dtype=dtype,
-                max_num_seqs=params.batch_size,
+                max_num_seqs=batch_size,
                 limit_mm_per_prompt={"image": 1},
                 generation_config="vllm",  # nothing of the folder's own
             )
@@ -98,12 +104,11 @@ class VllmPolicy:
         return [answer for (answer,) in self._answer(images, questions, settings, lots, force_region=force_region)]
 
     def sample_regions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int, seeds: Sequence[int]
     ) -> list[list[PolicyAnswer]]:
-        """Draw answers with REGION forced, as `Policy.sample_regions` does; torch's generator gives vLLM's seeds."""
-        seeds = torch.randint(_MAX_SEED, (len(images),)).tolist()
+        """Draw answers with REGION forced, as `Policy.sample_regions` does, each query with a seed of its own."""
         settings = GenerationSettings.sampling(self._params.max_new_tokens, DRAWING_TEMPERATURE, self._tokens)
-        lots = [{"n": num_samples, "seed": seed} for seed in seeds]
+        lots = [{"n": num_samples, "seed": seed % _MAX_SEED} for seed in seeds]
         return self._answer(images, questions, settings, lots, force_region=True)
 
     def _answer(

@@ -10,15 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import yaml
-
 from pipeline.config import Params
-from pipeline.errors import StageError
 from pipeline.planning import sizes
 from pipeline.planning.sizes import GB, Memory, ModelSize
 from pipeline.stages import STAGE_NAMES
-from pipeline.store import load_curves, read_json
+from pipeline.store import read_json
 from pipeline.workspace import Workspace
 
 _NO_WEIGHTS: Final = Memory(weights=0.0, gradients=0.0, optimiser=0.0, activations=0.0)
@@ -93,8 +89,8 @@ def build_plan(params: Params, root: Path) -> Plan:
     stale, said = ask_dvc(root)
     policy, scorer = sizes.measure_policy(params.policy), sizes.measure_scorer(params.scorer)
     models = [policy, scorer]
-    if params.evaluate.transfer_scorer:
-        models.append(sizes.measure_second_scorer(params.evaluate.transfer_scorer))
+    if params.second_scorer is not None:
+        models.append(sizes.measure_second_scorer(params.second_scorer))
     memory = _estimate(params, policy, scorer, models[2:], on_gpu=device.is_gpu)
     times = _find_times(params, root)
     stages = tuple(
@@ -171,38 +167,28 @@ def _add(memory: Memory, weights: list[float | None]) -> Memory:
 
 
 def _find_times(params: Params, root: Path) -> dict[str, tuple[float, str]]:
-    """Return times of stages whose last run had the same models and batch sizes, by what that run measured."""
-    ran = _read_lock(root)
+    """Return times of stages whose last run here had the same models and batch sizes, by what that run measured."""
     workspace = Workspace.at(root)
     sections = params.model_dump(mode="json", by_alias=True)
     times: dict[str, tuple[float, str]] = {}
-    if _same(ran.get("index"), sections, ("scorer",)) and workspace.metrics_path("index").is_file():
-        figures = read_json(workspace.metrics_path("index"))
-        if figures.get("images_per_s"):
-            rate = float(figures["images_per_s"])
-            times["index"] = (figures["num_images"] / rate, f"{rate:.0f} images/s in the last run")
+    index = _read_provenance(workspace, "index")
+    if _same(index, sections, ("scorer", "batches")) and "images_per_s" in index:
+        rate = float(index["images_per_s"])
+        times["index"] = (index["figures"]["num_images"] / rate, f"{rate:.0f} images/s in the last run")
+    train = _read_provenance(workspace, "train")
     work = {key: sections["train"][key] for key in ("queries_per_step", "group_size", "updates_per_generation")}
-    last = (ran.get("train") or {}).get("train") or {}
-    if _same(ran.get("train"), sections, ("policy", "scorer")) and work.items() <= last.items():
-        try:
-            curve = load_curves(workspace.curve_path("train"))
-        except StageError:
-            return times
-        seconds = [point.value for point in curve if point.metric == "step_seconds"]
-        if seconds:
-            each = float(np.mean(seconds))
-            times["train"] = (each * params.train.max_steps, f"{each:.2f} s a step in the last run")
+    if _same(train, sections, ("policy", "scorer")) and work.items() <= train["params"]["train"].items():
+        each = float(train["step_seconds"])
+        times["train"] = (each * params.train.max_steps, f"{each:.2f} s a step in the last run")
     return times
 
 
-def _same(ran: Mapping[str, Any] | None, sections: Mapping[str, Any], names: tuple[str, ...]) -> bool:
-    """Return whether a stage's last run had these sections, as far as its parameter file spelt them out."""
-    return ran is not None and all(name in ran and ran[name].items() <= sections[name].items() for name in names)
+def _same(ran: Mapping[str, Any], sections: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    """Return whether a stage's last run had these sections; a stage that never ran had none."""
+    return bool(ran) and all(ran["params"].get(name) == sections[name] for name in names)
 
 
-def _read_lock(root: Path) -> dict[str, dict[str, Any]]:
-    path = root / "dvc.lock"
-    if not path.is_file():
-        return {}
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
-    return {name: stage.get("params", {}).get("params.yaml", {}) for name, stage in stages.items()}
+def _read_provenance(workspace: Workspace, stage: str) -> Mapping[str, Any]:
+    path = workspace.provenance_path(stage)
+    provenance: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    return provenance

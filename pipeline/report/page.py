@@ -24,8 +24,7 @@ _KIND_TITLES: Final[Mapping[Kind, tuple[str, str]]] = {
 }
 _SECTION_METRICS: Final = ("cond_recall_at_1", "mrr", "rc_rate", "harm_rate", "malformed_rate")
 PROVENANCE: Final = (
-    "params_sha256", "data_md5", "pools_sha256", "val_pools_sha256", "policy_digest", "git_commit", "seed",
-    "confidence", "pool_size",
+    "params_sha256", "data_md5", "pools_sha256", "val_pools_sha256", "policy_digest", "seed", "confidence", "pool_size",
 )  # fmt: skip
 
 

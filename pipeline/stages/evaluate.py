@@ -33,9 +33,9 @@ from pipeline.store import (
     write_json,
     write_text,
 )
-from pipeline.tracking import StageRun, read_commit, read_data_md5
+from pipeline.tracking import StageRun
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, read_data_md5
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ def _choose_without_policy(params: Params, test: m.QuerySet, scorer: FrozenScore
 
 
 def _load_second_scorer(params: Params, workspace: Workspace, test: m.QuerySet) -> SecondScorer | None:
-    name = params.evaluate.transfer_scorer
-    if not name:
+    name = params.second_scorer
+    if name is None:
         return None
     scorer, model_type = load_transfer_scorer(name, params, workspace, test.queries, test.pools)
     return SecondScorer(name, model_type, scorer)
@@ -136,7 +136,6 @@ def _describe_run(params: Params, workspace: Workspace, val: m.QuerySet, test: m
         "data_md5": read_data_md5(workspace.data_dir) or _hash_tables(workspace.tables_dir),
         "pools_sha256": hash_pools(test.pools),
         "val_pools_sha256": hash_pools(val.pools),
-        "git_commit": read_commit(workspace.data_dir.parent),
         "seed": params.seed,
         "confidence": params.evaluate.confidence,
         "pool_size": params.retrieve.pool_size,

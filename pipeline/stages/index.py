@@ -24,7 +24,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     documents_path = workspace.tables_dir / "documents.parquet"
     documents = load_documents(documents_path)
-    encoder = load_encoder(params.scorer)
+    encoder = load_encoder(params.scorer, params.batches.scorer)
     run.set_tags({"encoder_digest": encoder.digest})
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     imported, num_checked = None, 0
@@ -40,18 +40,19 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             workspace.index_dir,
             workspace.checkpoints_dir / "index",
             table_sha256=hash_file(documents_path),
-            batch_size=params.scorer.batch_size,
+            batch_size=params.batches.scorer,
             advance=advance,
             imported=imported,
         )
+    run.note({"num_resumed": built.num_resumed, "num_images_embedded": built.num_images})
+    if built.num_images:
+        run.note({"images_per_s": built.num_images / built.seconds})
+    num_images = 0 if imported is not None else sum(len(document.image_paths) for document in documents)
     figures = {
         "num_documents": float(built.num_documents),
-        "num_resumed": float(built.num_resumed),
-        "num_images": float(built.num_images),
+        "num_images": float(num_images),
         "dim": float(encoder.dim),
     }
-    if built.num_images:
-        figures["images_per_s"] = built.num_images / built.seconds
     if imported is not None:
         figures["num_imported"] = float(len(imported))
         figures["num_spot_checked"] = float(num_checked)

@@ -32,10 +32,10 @@ from pipeline.evaluation.figures import Difference, ResultTable, compute_differe
 from pipeline.evaluation.methods import QuerySet
 from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.adapters import has_adapter
-from pipeline.learn.model_folder import resolve_model_path
+from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy
 from pipeline.store import load_results, read_json, write_json
-from pipeline.tracking import StageRun
+from pipeline.tracking import StageRun, read_commit
 from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
 
@@ -56,6 +56,7 @@ _REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
     "pydantic", "pyyaml", "rich",
 )  # fmt: skip
+_TAGGED_HASHES = ("data_md5", "pools_sha256", "val_pools_sha256", "params_sha256")
 _TAGGED_METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "headroom")
 
 
@@ -81,7 +82,9 @@ class Gate:
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
-    """Register the r-GRPO policy and write registration.json.
+    """Register the r-GRPO policy and write registration.json: what was registered, by content.
+
+    Version, aliases and the gate's verdict hang on the registry of this machine; they go to MLflow and the provenance.
 
     Raises:
         StageError: evaluate has not run, or there is no tracking store to register with.
@@ -96,24 +99,37 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     champion = find_version(client, name, CHAMPION)
     gate = judge(client, champion, report, val_results, val, params)
     run.log_artifact(workspace.evaluation_dir / _VAL_RESULTS, _RESULTS_FOLDER)
-    version = _create_version(client, _log_model(params, workspace), name, run.run_id, report)
+    tags = {"git_commit": str(read_commit(workspace.data_dir.parent))}
+    version = _create_version(client, _log_model(params, workspace), name, run.run_id, report, tags)
     client.set_registered_model_alias(name, CHALLENGER, version)
     if gate.promoted:
         client.set_registered_model_alias(name, CHAMPION, version)
     aliases = [CHALLENGER, CHAMPION] if gate.promoted else [CHALLENGER]
-    registration = {
+    verdict = {
         "model_name": name,
         "version": int(version),
-        "run_id": run.run_id,
         "aliases": aliases,
         "gate": {"split": "val", "metric": GATE_METRIC, **asdict(gate)},
+    }
+    run.note({**verdict, "promoted": gate.promoted})
+    content = _describe_content(params, workspace, report)
+    run.log_dict(content | verdict | {"run_id": run.run_id}, "registration.json")
+    write_json(workspace.registration_path, content)
+    logger.info("register: version %s is %s; %s", version, " and ".join(aliases), gate.reason)
+    return _tagged_metrics(report)
+
+
+def _describe_content(params: Params, workspace: Workspace, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what names the registered model wherever it was registered: hashes of its parts and of its evaluation."""
+    index = read_json(workspace.index_dir / "meta.json", stage="index")
+    return {
+        "model_name": params.register_.model_name,
+        "policy_digest": compute_model_digest(workspace.policy_dir),
+        **{name: index[name] for name in ("encoder_digest", "documents_sha256")},
+        **{name: report[name] for name in _TAGGED_HASHES},
         "metrics": _tagged_metrics(report),
         "test_differences": {pair: values[GATE_METRIC] for pair, values in report["paired"].items()},
     }
-    write_json(workspace.registration_path, registration)
-    run.log_dict(registration, "registration.json")
-    logger.info("register: version %s is %s; %s", version, " and ".join(aliases), gate.reason)
-    return {"version": float(version), "promoted": float(gate.promoted)}
 
 
 def judge(
@@ -259,16 +275,19 @@ def _encode_grey_png() -> str:
 
 
 def _create_version(
-    client: mlflow.MlflowClient, info: ModelInfo, name: str, run_id: str, report: Mapping[str, Any]
+    client: mlflow.MlflowClient,
+    info: ModelInfo,
+    name: str,
+    run_id: str,
+    report: Mapping[str, Any],
+    tags: Mapping[str, str],
 ) -> str:
     try:
         client.create_registered_model(name, description="Region-R1: crops the query image before re-ranking.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {
-        key: str(report[key]) for key in ("git_commit", "data_md5", "pools_sha256", "val_pools_sha256", "params_sha256")
-    }
+    tags = {**tags, **{key: str(report[key]) for key in _TAGGED_HASHES}}
     tags |= {f"{METHOD}.{metric}": f"{value:.4f}" for metric, value in _tagged_metrics(report).items()}
     version = client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
     return str(version.version)

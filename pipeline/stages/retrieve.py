@@ -55,13 +55,13 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     queries = load_queries(workspace.tables_dir / "queries.parquet")
     qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
-    encoder = load_encoder(params.scorer)
+    encoder = load_encoder(params.scorer, params.batches.scorer)
     index = load_index(workspace.index_dir, encoder.digest)
     index.check_table(workspace.tables_dir / "documents.parquet")
     index.check_pool_size(params.retrieve.pool_size)
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     with replace_dir(workspace.pools_dir) as folder:
-        vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.scorer.batch_size)
+        vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.batches.scorer)
         relevant = collect_relevant(qrels)
         found = list(_retrieve(index, queries, vectors_QD, relevant, params.retrieve.pool_size))
         num_without = sum(pool.split == "train" and not pool.has_positive for pool in found)

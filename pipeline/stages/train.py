@@ -71,11 +71,12 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     with replace_dir(workspace.rollouts_dir) as folder:
         save_rollouts(folder / "rollouts.parquet", record.rollouts)
     save_curves(workspace.curve_path("train"), record.curve)
+    # A resumed run scores fewer crops, and each step takes its own time: figures of this run, not of its inputs.
+    run.note({"num_crops_scored": scorer.num_encoded, "step_seconds": record.step_seconds})
     shutil.rmtree(checkpoints_dir.parent, ignore_errors=True)
     return {
         "num_train_queries": len(questions),
         "num_rollouts": len(record.rollouts),
-        "num_crops_scored": scorer.num_encoded,
         **_summarise(record.rollouts),
     }
 

@@ -40,7 +40,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         ModelError: scorer or base policy cannot be loaded.
     """
     seed_everything(params.seed)
-    policy = load_policy(params.policy.path, params.policy)
+    policy = load_policy(params.policy.path, params.policy, params.batches.policy)
     scorer = FrozenScorer.load(params, workspace)
     query_ids = sample_queries(scorer, params.warmup.num_queries, params.seed)
     labels = _label(policy, scorer, query_ids, params)
@@ -99,8 +99,8 @@ def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:
     """Return the share of well-formed answers to some val queries, or nothing where there are none."""
     checked = [query for query in scorer.queries.values() if query.split == "val"][:_NUM_CHECKED]
     num_malformed = 0
-    for start in range(0, len(checked), policy.params.batch_size):  # so that few pictures are in memory at once
-        batch = checked[start : start + policy.params.batch_size]
+    for start in range(0, len(checked), policy.batch_size):  # so that few pictures are in memory at once
+        batch = checked[start : start + policy.batch_size]
         images = [scorer.load_image(query.query_id) for query in batch]
         answers = policy.decide(images, [query.question for query in batch])
         num_malformed += sum(isinstance(answer.decision, Malformed) for answer in answers)

@@ -100,7 +100,9 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_clip_dir: Path, tiny_
     config = json.loads((unknown / "config.json").read_text())
     (unknown / "config.json").write_text(json.dumps({**config, "model_type": "frobnicate"}))
     checkout = Checkout(tmp_path_factory.mktemp("indexed"), models)
-    write_small_run(checkout.root, models / "clip", models / "llava", evaluate={"transfer_scorer": ""})
+    write_small_run(
+        checkout.root, models / "clip", models / "llava", evaluate={"transfer_scorer": str(models / "clip")}
+    )
     assert [checkout.run(stage) for stage in ("prepare", "index", "retrieve")] == [0, 0, 0]
     return checkout
 

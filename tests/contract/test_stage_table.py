@@ -58,11 +58,6 @@ def test_stages_depend_on_sections_that_exist_and_on_earlier_outs(
         written |= set(stage["outs"])
 
 
-def test_code_dependencies_exist(dvc_stages: dict[str, dict[str, Any]]) -> None:
-    code = {dep for stage in dvc_stages.values() for dep in stage["deps"] if dep.startswith("pipeline/")}
-    assert [dep for dep in sorted(code) if not (CHECKOUT / dep).exists()] == []
-
-
 def test_deployments_name_flows_that_exist_and_the_schedule_sleeps() -> None:
     from prefect.flows import Flow, load_flow_from_entrypoint
 

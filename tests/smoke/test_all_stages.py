@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class FinishedRun:
             scorer_dir,
             policy_dir,
             policy={"lora": lora},
-            # The second scorer is the first one again: it must find what the first one found.
-            evaluate={"num_samples": 2, "transfer_scorer": str(scorer_dir)},
+            # The second scorer is a copy of the first one: it must find what the first one found.
+            evaluate={"num_samples": 2, "transfer_scorer": str(shutil.copytree(scorer_dir, root / "second"))},
         )
         self.figures = {stage: run_stage(stage, root / "params.yaml", root) for stage in STAGES}
 
@@ -133,9 +134,9 @@ def test_registered_model_reranks_by_its_alias(finished: FinishedRun) -> None:
     import mlflow
     import pandas as pd
 
-    registration = read_json(finished.workspace.registration_path)
-    assert "challenger" in registration["aliases"]
-    model = mlflow.pyfunc.load_model(f"models:/{registration['model_name']}@challenger")
+    verdict = read_json(finished.workspace.provenance_path("register"))
+    assert "challenger" in verdict["aliases"]
+    model = mlflow.pyfunc.load_model(f"models:/{verdict['model_name']}@challenger")
     pool = next(pool for pool in load_pools(finished.workspace.pools_dir / "pools.parquet") if pool.split == "test")
     queries = {q.query_id: q for q in load_queries(finished.workspace.tables_dir / "queries.parquet")}
     query = queries[pool.query_id]

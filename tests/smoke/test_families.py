@@ -51,8 +51,8 @@ class SizedScorer(PlantedScorer):
         return super().load_image(query_id).resize(_SIZES_PX[query_id])
 
 
-def _params(folder: Path, lora: LoraParams | None = None, batch_size: int = 4) -> PolicyParams:
-    return PolicyParams(path=str(folder), batch_size=batch_size, max_new_tokens=20, device="cpu", lora=lora)
+def _params(folder: Path, lora: LoraParams | None = None) -> PolicyParams:
+    return PolicyParams(path=str(folder), max_new_tokens=20, device="cpu", lora=lora)
 
 
 def _copy_weights(policy: Policy) -> dict[str, torch.Tensor]:

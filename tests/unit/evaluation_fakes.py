@@ -87,7 +87,7 @@ class FakePolicy:
         return [self._answer(question, force_region=force_region) for question in questions]
 
     def sample_regions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, num_samples: int, seeds: Sequence[int]
     ) -> list[list[FakeAnswer]]:
         """The box in the question, moved a little further with each draw; every third draw is malformed."""
         return [[self._sample(question, number) for number in range(num_samples)] for question in questions]
@@ -197,8 +197,8 @@ def build_fake_world(
     (workspace.policy_dir / "config.json").write_text("{}")
     policies: dict[str, FakePolicy] = {}
 
-    def load_policy(path: object, params: object) -> FakePolicy:
-        name = "base" if str(path).startswith("builtin:") else Path(str(path)).name
+    def load_policy(path: object, params: object, batch_size: int) -> FakePolicy:
+        name = "base" if path == PARAMS.policy.path else Path(str(path)).name
         return policies.setdefault(name, FakePolicy(name))
 
     # The served model opens its policy by the first, the stage evaluate by the second.

@@ -55,7 +55,7 @@ def build_behaviour() -> dict[str, Any]:
             "minus_greedy": {"widest_gap": difference, "median_box": difference},
         },
         "transfer": {
-            "scorer": "builtin:other",
+            "scorer": "models/other",
             "model_type": "siglip",
             "methods": {"full": row, "base": row, "rgrpo": row},
             "rgrpo_minus_full": difference,

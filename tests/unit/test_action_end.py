@@ -23,7 +23,7 @@ _LENGTH = 120
 @pytest.fixture(scope="module", params=list(BUILDERS))
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     folder = build_tiny_policy(request.param, tmp_path_factory.mktemp(request.param))
-    return load_policy(folder, PolicyParams(path=str(folder), batch_size=4, max_new_tokens=_LENGTH, device="cpu"))
+    return load_policy(folder, PolicyParams(path=str(folder), max_new_tokens=_LENGTH, device="cpu"), 4)
 
 
 def _crop(policy: Policy) -> str:

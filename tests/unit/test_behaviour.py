@@ -227,7 +227,7 @@ def _probe_selection(world: FakeWorld, num_samples: int = 4) -> Any:
     test, greedy = _test_set(world), _choose(_test_set(world))
     scorer = FakeScorer(world.queries, world.pools)
     cropped = list_cropped(test.queries, greedy)
-    drawn = _POLICY.sample_regions([], [query.question for query in cropped], num_samples=num_samples)
+    drawn = _POLICY.sample_regions([], [query.question for query in cropped], num_samples=num_samples, seeds=[])
     samples = {query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)}
     return probe_selection(test, greedy, samples, scorer, num_samples, _sure(world))
 
@@ -340,11 +340,10 @@ def test_same_scorer_gives_the_figures_of_the_main_table(world: FakeWorld) -> No
 
 
 def test_second_scorer_is_named_and_may_be_left_out(world: FakeWorld, behaviour: dict[str, Any]) -> None:
-    assert behaviour["transfer"]["scorer"] == "builtin:tiny-siglip"
+    assert behaviour["transfer"]["scorer"] == "pipeline/demo/models/tiny-siglip"
     assert behaviour["transfer"]["model_type"] == "siglip"
     assert set(behaviour["transfer"]["methods"]) == set(TRANSFERRED_METHODS)
-    for off in ("", None):
-        assert "transfer" not in _run(world, transfer_scorer=off)
+    assert "transfer" not in _run(world, transfer_scorer=PARAMS.scorer.path)
     assert _run(world, transfer_scorer="elsewhere")["transfer"]["scorer"] == "elsewhere"
 
 

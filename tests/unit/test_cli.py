@@ -53,6 +53,7 @@ def test_results_as_json_are_json_and_complete(evaluated: Path) -> None:
     assert len(found["params_sha256"]) == 64
     assert set(found["behaviour"]) == {"by_baseline_rank", "threshold", "selection", "transfer"}
     assert len(found["data_md5"]) == 32
+    assert (found["reproduced"], found["differs"]) == (None, [])
 
 
 def test_results_for_people_name_every_method(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from pipeline.demo.scorer_design import ContrastRecipe, ScorerDesign
 from pipeline.demo.silhouettes import KINDS
 from pipeline.demo.training_scenes import Reference, Thing, TrainingScene, normalise, squash
 from pipeline.learn.encoder import load_encoder
-from pipeline.learn.model_folder import resolve_model_path
 from pipeline.types import Box
 
 _NUM_ENTITIES = 48
@@ -236,10 +235,11 @@ def test_sigmoid_loss_is_the_one_of_transformers() -> None:
 
 
 def test_shipped_scorers_open_and_differ_in_architecture() -> None:
-    encoders = [load_encoder(ScorerParams(path=f"builtin:{design.name}", device="cpu")) for design in _DESIGNS]
+    folders = [f"pipeline/demo/models/{design.name}" for design in _DESIGNS]
+    encoders = [load_encoder(ScorerParams(path=folder, device="cpu")) for folder in folders]
     assert [encoder.model_type for encoder in encoders] == ["clip", "siglip"]
     assert len({encoder.digest for encoder in encoders}) == 2
-    configs = [AutoConfig.from_pretrained(resolve_model_path(f"builtin:{design.name}")) for design in _DESIGNS]
+    configs = [AutoConfig.from_pretrained(folder) for folder in folders]
     for size in ("hidden_size", "num_hidden_layers", "patch_size", "image_size"):
         assert getattr(configs[0].vision_config, size) != getattr(configs[1].vision_config, size)
     for design, encoder in zip(_DESIGNS, encoders, strict=True):

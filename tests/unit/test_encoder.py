@@ -18,7 +18,7 @@ from tests.tiny_models import CountingEncoder, build_tiny_clip
 
 
 def _load(folder: Path, batch_size: int = 256) -> Encoder:
-    return load_encoder(ScorerParams(path=str(folder), batch_size=batch_size, device="cpu"))
+    return load_encoder(ScorerParams(path=str(folder), device="cpu"), batch_size)
 
 
 def _make_pictures(count: int, side_px: int = 32) -> list[Image.Image]:
@@ -129,9 +129,9 @@ def test_a_tokenizer_without_end_token_is_refused(tiny_clip_dir: Path, tmp_path:
         _load(folder)
 
 
-@pytest.mark.parametrize("spec", ["builtin:no-such-model", "builtin:../models", "builtin:"])
-def test_unknown_builtin_is_refused(spec: str) -> None:
-    with pytest.raises(ModelError, match="no such built-in"):
+@pytest.mark.parametrize("spec", ["no-such-folder", "~", "pipeline/demo/models/tiny-clip/config.json"])
+def test_path_that_is_no_folder_is_refused(spec: str) -> None:
+    with pytest.raises(ModelError, match="no such model folder"):
         resolve_model_path(spec)
 
 

@@ -165,7 +165,6 @@ def test_stage_writes_an_index_that_its_encoder_opens(
 ) -> None:
     figures = index_stage.run(build_params(tiny_clip_dir), workspace, null_run())
     assert (figures["num_documents"], figures["num_images"], figures["dim"]) == (30, 30, 16)
-    assert figures["images_per_s"] > 0
     assert {path.name for path in workspace.index_dir.iterdir()} == {
         "vectors.npy",
         "doc_ids.parquet",

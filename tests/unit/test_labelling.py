@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,7 +56,7 @@ def test_small_gain_keeps_the_full_image() -> None:
 class _OwnBoxes:
     """Answers every query with a decision of its own, REGION forced or not."""
 
-    params = SimpleNamespace(batch_size=4)
+    batch_size = 4
 
     def __init__(self, decisions: dict[str, Decision]) -> None:
         self._decisions = {QUESTIONS[query_id]: decision for query_id, decision in decisions.items()}

@@ -20,8 +20,7 @@ from pipeline.planning import plan as planning
 from pipeline.planning import sizes
 from pipeline.planning.plan import Device, build_plan
 from pipeline.stages import STAGE_NAMES
-from pipeline.store import save_curves, write_json
-from pipeline.types import CurvePoint
+from pipeline.store import write_json
 from pipeline.workspace import Workspace
 from tests.tiny_families import build_tiny_policy
 
@@ -113,16 +112,10 @@ def test_every_shipped_profile_can_be_planned(path: Path, tmp_path: Path, on_cpu
 
 
 def _write_run(root: Path, params: Params, **changes: Any) -> None:
-    sections = params.model_dump(mode="json", by_alias=True)
-    ran = {name: sections[name] for name in ("policy", "scorer", "train")} | changes
-    lock = {"stages": {"train": {"params": {"params.yaml": ran}}, "index": {"params": {"params.yaml": ran}}}}
-    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    ran = {"params": params.model_dump(mode="json", by_alias=True) | changes}
     workspace = Workspace.at(root)
-    points = [CurvePoint(step=step, metric="step_seconds", value=value) for step, value in ((1, 2.0), (2, 4.0))]
-    workspace.curve_path("train").parent.mkdir(parents=True)
-    save_curves(workspace.curve_path("train"), points)
-    workspace.metrics_path("index").parent.mkdir(parents=True)
-    write_json(workspace.metrics_path("index"), {"num_images": 50, "images_per_s": 10.0})
+    write_json(workspace.provenance_path("train"), ran | {"step_seconds": 3.0})
+    write_json(workspace.provenance_path("index"), ran | {"images_per_s": 10.0, "figures": {"num_images": 50}})
 
 
 def test_times_come_from_the_last_run_of_the_same_parameters(tmp_path: Path, on_cpu: None) -> None:
@@ -147,13 +140,16 @@ def test_dvc_that_cannot_answer_is_said(tmp_path: Path) -> None:
 
 def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("evaluate: {transfer_scorer: nowhere}\n")
+    models = _ROOT / "pipeline" / "demo" / "models"
+    named = {"scorer": {"path": f"{models}/tiny-clip"}, "policy": {"path": f"{models}/tiny-llava"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**named, "evaluate": {"transfer_scorer": "nowhere"}}))
     done = CliRunner().invoke(cli.app, ["plan", "--json"])
     assert done.exit_code == 0
     content = json.loads(done.stdout)
     assert [model["role"] for model in content["models"]] == ["policy", "scorer", "second scorer"]
     assert all(model["present"] and model["parameters"] > 100_000 for model in content["models"][:2])
     assert content["models"][2] | {"present": False, "parameters": None} == content["models"][2]
+    monkeypatch.setenv("COLUMNS", "200")
     text = CliRunner().invoke(cli.app, ["plan"])
     assert text.exit_code == 0
-    assert "builtin:tiny-llava" in text.stdout
+    assert "tiny-llava" in text.stdout

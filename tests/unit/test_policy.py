@@ -14,11 +14,11 @@ from PIL import Image
 from pipeline.config import PolicyParams
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import REGION_OPENING, format_decision
+from pipeline.core.seeds import derive_seed
 from pipeline.demo.tiny_llava import FRAME_UNITS
 from pipeline.errors import ModelError
 from pipeline.learn.families import FRAME_KEY
 from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
-from pipeline.learn.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull
 from tests.conftest import SpokenLlava
 
@@ -28,11 +28,11 @@ _QUESTIONS = ["What is it?", "What is the red thing at the left?", "x", "Which? 
 
 @pytest.fixture(scope="module")
 def policy(tiny_llava_dir: Path) -> Policy:
-    return load_policy(tiny_llava_dir, _params())
+    return load_policy(tiny_llava_dir, _params(), 4)
 
 
-def _params(batch_size: int = 4) -> PolicyParams:
-    return PolicyParams(batch_size=batch_size, max_new_tokens=12, device="cpu")
+def _params() -> PolicyParams:
+    return PolicyParams(max_new_tokens=12, device="cpu")
 
 
 def _draw(size_px: tuple[int, int]) -> Image.Image:
@@ -51,7 +51,7 @@ def test_answers_pictures_of_any_size(policy: Policy) -> None:
 
 def test_batch_size_does_not_change_answers(spoken_llava: SpokenLlava) -> None:
     images = [_draw(size_px) for size_px in _SIZES_PX]
-    one, all_ = (load_policy(spoken_llava.folder, _params(size)).decide(images, _QUESTIONS) for size in (1, 5))
+    one, all_ = (load_policy(spoken_llava.folder, _params(), size).decide(images, _QUESTIONS) for size in (1, 5))
     assert [answer.completion for answer in one] == [answer.completion for answer in all_]
     assert [answer.p_region for answer in one] == pytest.approx([answer.p_region for answer in all_], abs=1e-4)
 
@@ -101,15 +101,15 @@ def test_opening_of_several_tokens_is_forced_whole(policy: Policy, monkeypatch: 
 def test_answers_that_begin_alike_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Policy, "_encode_opening", lambda *_: [7])
     with pytest.raises(ModelError, match="same token"):
-        Policy(policy.model, policy.processor, policy.params, policy.base_digest, policy.get_frame)
+        Policy(policy.model, policy.processor, policy.params, policy.base_digest, policy.get_frame, batch_size=1)
 
 
 def test_samples_are_seeded_forced_and_grouped_by_query(policy: Policy) -> None:
     images = [_draw(size_px) for size_px in _SIZES_PX]
 
     def sample(seed: int) -> list[list[PolicyAnswer]]:
-        seed_everything(seed)
-        return policy.sample_regions(images, _QUESTIONS, num_samples=3)
+        seeds = [derive_seed(seed, question) for question in _QUESTIONS]
+        return policy.sample_regions(images, _QUESTIONS, num_samples=3, seeds=seeds)
 
     first = sample(1)
     assert [len(answers) for answers in first] == [3] * len(images)
@@ -120,9 +120,25 @@ def test_samples_are_seeded_forced_and_grouped_by_query(policy: Policy) -> None:
         assert [drawn.p_region for drawn in answers] == pytest.approx([answer.p_region] * 3, abs=1e-4)
 
 
+def test_draws_depend_neither_on_the_batch_size_nor_on_the_queries_beside(spoken_llava: SpokenLlava) -> None:
+    images = [_draw(size_px) for size_px in _SIZES_PX]
+    seeds = list(range(len(images)))
+    drawn = []
+    for batch_size in (2, 4, 64):
+        policy = load_policy(spoken_llava.folder, _params(), batch_size)
+        drawn.append(policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds))
+    said = [[[answer.completion for answer in row] for row in rows] for rows in drawn]
+    assert said[0] == said[1] == said[2]
+    assert any(row[0] != row[1] for row in said[0])  # the samples of one query have streams of their own
+    (last,) = policy.sample_regions(images[-1:], _QUESTIONS[-1:], num_samples=2, seeds=seeds[-1:])
+    assert [answer.completion for answer in last] == said[0][-1]
+    with pytest.raises(ValueError, match="seeds"):
+        policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds[1:])
+
+
 def test_saved_policy_answers_alike(policy: Policy, tmp_path: Path) -> None:
     policy.save(tmp_path)
-    again = load_policy(tmp_path, _params())
+    again = load_policy(tmp_path, _params(), policy.batch_size)
     images = [_draw(size_px) for size_px in _SIZES_PX]
     assert again.decide(images, _QUESTIONS) == policy.decide(images, _QUESTIONS)
     assert list(tmp_path.glob("*.safetensors"))

@@ -15,6 +15,7 @@ from pipeline.config import Params
 from pipeline.errors import DataError, StageError
 from pipeline.learn import encoder as encoder_module
 from pipeline.learn import index as index_module
+from pipeline.learn.model_folder import compute_model_digest
 from pipeline.stages import evaluate, register
 from pipeline.store import load_results, read_json, save_pools, save_queries, save_results, write_json
 from pipeline.tracking import null_run, open_store, stage_run
@@ -63,7 +64,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     for folder in (world.workspace.index_dir, tmp_path / "scorer"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda _params: FakeEncoder())
+    write_json(world.workspace.index_dir / "meta.json", {"encoder_digest": "e", "documents_sha256": "d"})
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda *_: FakeEncoder())
     monkeypatch.setattr(index_module, "load_index", lambda _folder, _digest: FakeIndex())
     return world
 
@@ -73,8 +75,9 @@ def _register(world: FakeWorld) -> dict[str, Any]:
     raw = PARAMS.model_dump(mode="json", by_alias=True)
     params = Params.model_validate({**raw, "scorer": {"path": str(root / "scorer")}})
     with stage_run("register", params, root) as run:
-        register.run(params, world.workspace, run)
-    return read_json(world.workspace.registration_path)
+        figures = register.run(params, world.workspace, run)
+    assert not {"version", "promoted"} & figures.keys()
+    return dict(run.facts)
 
 
 def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorld) -> None:
@@ -114,6 +117,19 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
         model.predict(pd.DataFrame([{"image": "no such file!", "question": "keep it"}]))
 
 
+def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld) -> None:
+    path = world.workspace.registration_path
+    _register(world)
+    first = path.read_bytes()
+    assert _register(world)["version"] == 2
+    assert path.read_bytes() == first
+    content = read_json(path)
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    assert content["policy_digest"] == compute_model_digest(world.workspace.policy_dir)
+    assert content["pools_sha256"] == report["pools_sha256"]
+    assert content["metrics"]["mrr"] == report["methods"]["rgrpo"]["mrr"]["mean"]
+
+
 def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld) -> None:
     _register(world)
     told = _register(world)  # the same policy again
@@ -146,7 +162,9 @@ def test_gate_reads_val_and_test_is_only_reported(world: FakeWorld) -> None:
     assert told["gate"]["difference"]["mean"] == pytest.approx(
         report["val"]["paired"]["rgrpo_minus_full"]["cond_recall_at_1"]["mean"]
     )
-    assert told["test_differences"] == {pair: values["cond_recall_at_1"] for pair, values in report["paired"].items()}
+    registered = read_json(world.workspace.registration_path)
+    on_test = {pair: values["cond_recall_at_1"] for pair, values in report["paired"].items()}
+    assert registered["test_differences"] == on_test
 
 
 def test_gate_says_how_the_policy_stands_to_the_best_rule(world: FakeWorld) -> None:

@@ -33,7 +33,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     encoder = CountingEncoder()
     with pytest.MonkeyPatch.context() as patch:
         for stage in (index_stage, retrieve_stage):
-            patch.setattr(stage, "load_encoder", lambda _: encoder)
+            patch.setattr(stage, "load_encoder", lambda *_: encoder)
             stage.run(build_params(Path()), workspace, null_run())
     return workspace
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline import tracking
 from pipeline.config import Params
 from pipeline.errors import DataError
+from pipeline.workspace import read_data_md5
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
 MD5 = "0123456789abcdef0123456789abcdef.dir"
@@ -31,6 +32,7 @@ def test_stage_run_records_provenance_and_nests(root: Path, monkeypatch: pytest.
         with tracking.stage_run("train", params, root) as run:
             run.log_metrics({"reward": 1.5}, step=3)
             run.log_dict({"a": 1}, "notes.json")
+            run.note({"step_seconds": 2.5, "gate": {"bar": "full image"}})
     client = tracking.open_store(root)
     found = client.get_run(run.run_id)
     assert found.info.status == "FINISHED"
@@ -38,7 +40,9 @@ def test_stage_run_records_provenance_and_nests(root: Path, monkeypatch: pytest.
     assert found.data.tags["params_sha256"] == params.sha256()
     assert found.data.params["train.beta"] == str(params.train.beta)
     assert found.data.params["register.model_name"] == "region-r1"
-    assert found.data.metrics == {"reward": 1.5}
+    assert found.data.metrics == {"reward": 1.5, "step_seconds": 2.5}
+    facts = {"run_id": run.run_id, "git_commit": None, "step_seconds": 2.5, "gate": {"bar": "full image"}}
+    assert dict(run.facts) == facts
     assert found.inputs.dataset_inputs[0].dataset.digest == MD5
     assert (root / "mlruns" / "artifacts" / run.run_id / "artifacts" / "notes.json").is_file()
     assert client.get_run(parent_id).info.status == "FINISHED"
@@ -65,15 +69,37 @@ def test_two_processes_create_the_store_together(root: Path) -> None:
 
 
 def test_data_hash_comes_from_the_file_beside_the_folder(root: Path) -> None:
-    assert tracking.read_data_md5(root / "data") == MD5
-    assert tracking.read_data_md5(root / "other") is None
+    assert read_data_md5(root / "data") == MD5
+    assert read_data_md5(root / "other") is None
     (root / "data.dvc").write_text("outs: []\n")
     with pytest.raises(DataError, match="dvc add"):
-        tracking.read_data_md5(root / "data")
+        read_data_md5(root / "data")
 
 
 def test_commit_is_none_outside_a_repository(tmp_path: Path) -> None:
     assert tracking.read_commit(tmp_path) is None
+
+
+def test_a_commit_is_dirty_by_what_runs_read_not_by_what_they_write(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    written = ("dvc.lock", "ablation/dvc.lock", "artifacts/metrics/index.json")
+    for name in ("params.yaml", *written):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = tracking.read_commit(tmp_path)
+    assert commit is not None
+    (tmp_path / "dvc.lock").write_text("new")
+    (tmp_path / "ablation" / "dvc.lock").unlink()
+    (tmp_path / "artifacts" / "metrics" / "index.json").unlink()  # as DVC does before it runs the stage
+    assert tracking.read_commit(tmp_path) == commit
+    (tmp_path / "params.yaml").write_text("new")
+    assert tracking.read_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_null_run_records_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from pipeline.config import LoraParams, PolicyParams
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
 from pipeline.errors import ModelError
 from pipeline.learn.policy import Policy, load_policy
-from pipeline.learn.seeding import seed_everything
 from pipeline.learn.vllm_engine import VllmPolicy, choose_engine, load_asked_policy
 from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.tiny_families import build_tiny_policy
@@ -70,7 +69,8 @@ class FakeLLM:
         limit_mm_per_prompt: dict[str, int],
         generation_config: str = "auto",
     ) -> None:
-        self.model, self.dtype, self.generation_config = model, dtype, generation_config
+        self.model, self.dtype, self.max_num_seqs = model, dtype, max_num_seqs
+        self.generation_config = generation_config
         self.tensors = set().union(*(load_file(path) for path in Path(model).glob("*.safetensors")))
         self.calls: list[tuple[list[dict[str, Any]], list[FakeSamplingParams]]] = []
         self.made.append(self)
@@ -113,11 +113,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _params(folder: Path, **changes: object) -> PolicyParams:
-    return PolicyParams.model_validate({"path": str(folder), "max_new_tokens": 40, "batch_size": 3} | changes)
+    return PolicyParams.model_validate({"path": str(folder), "max_new_tokens": 40} | changes)
 
 
 def _open(folder: Path, **changes: object) -> VllmPolicy:
-    policy = load_asked_policy(folder, _params(folder, **changes))
+    policy = load_asked_policy(folder, _params(folder, **changes), 3)
     assert isinstance(policy, VllmPolicy)
     return policy
 
@@ -135,7 +135,7 @@ def test_engine_is_vllm_where_it_can_run(fake: type[FakeLLM], folder: Path, monk
 
 
 def test_without_vllm_transformers_answers(folder: Path) -> None:
-    assert isinstance(load_asked_policy(folder, _params(folder)), Policy)
+    assert isinstance(load_asked_policy(folder, _params(folder), 3), Policy)
 
 
 def test_answers_are_cut_and_read_in_their_own_frames(fake: type[FakeLLM], folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_answers_are_cut_and_read_in_their_own_frames(fake: type[FakeLLM], folde
     assert isinstance(answers[2].decision, Malformed)
     assert [answer.p_region for answer in answers] == pytest.approx([_P_REGION] * 3)
     (llm,) = fake.made
-    assert (llm.model, llm.dtype) == (str(folder), "float32")
+    assert (llm.model, llm.dtype, llm.max_num_seqs) == (str(folder), "float32", 3)
     (prompts, samplings), (probes, _) = llm.calls
     image_id = reference.model.config.image_token_id
     for prompt, probe, image, sampling in zip(prompts, probes, _IMAGES, samplings, strict=True):
@@ -174,17 +174,12 @@ def test_forced_regions_begin_with_their_opening(fake: type[FakeLLM], folder: Pa
     assert samplings[0].max_tokens == 40 - len(reference.region_ids)
 
 
-def test_samples_are_grouped_and_follow_torchs_seed(fake: type[FakeLLM], folder: Path) -> None:
+def test_samples_are_grouped_and_every_query_has_its_seed(fake: type[FakeLLM], folder: Path) -> None:
     policy = _open(folder)
     fake.texts = ["?"]
-    seeds = []
-    for seed in (1, 1, 2):
-        seed_everything(seed)
-        samples = policy.sample_regions(_IMAGES, _QUESTIONS, num_samples=4)
-        assert [len(row) for row in samples] == [4] * 3
-        seeds.append([sampling.seed for sampling in fake.made[0].calls[-2][1]])
-    assert seeds[0] == seeds[1] != seeds[2]
-    assert len(set(seeds[0])) == 3
+    samples = policy.sample_regions(_IMAGES, _QUESTIONS, num_samples=4, seeds=[5, 2**64 - 1, 7])
+    assert [len(row) for row in samples] == [4] * 3
+    assert [sampling.seed for sampling in fake.made[0].calls[-2][1]] == [5, 2**31 - 1, 7]
 
 
 def test_an_adapter_is_merged_before_vllm_reads_it(
@@ -195,7 +190,7 @@ def test_an_adapter_is_merged_before_vllm_reads_it(
     trained = load_policy(folder, _params(folder, device="cpu", lora=lora))
     trained.prepare_training()
     trained.save(tmp_path)
-    VllmPolicy(tmp_path, _params(folder, lora=lora))
+    VllmPolicy(tmp_path, _params(folder, lora=lora), 3)
     (llm,) = fake.made
     assert llm.model not in (str(folder), str(tmp_path))
     assert llm.tensors == set(load_file(folder / "model.safetensors"))

@@ -1,0 +1,106 @@
+"""DVC alone decides what is stale, so dvc.yaml names all that a stage reads: code, sections, model folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from pipeline.config import BESIDE_EVALUATION, Params, load_params
+from pipeline.stages import STAGE_NAMES
+from tests.import_closure import CHECKOUT, find_closure, has_code, list_sections
+
+# What a stage imports but what cannot change a byte of its outputs.
+BESIDE_RESULTS: Final = {
+    "pipeline/environment.py": "how a process logs, ends and keeps off the network",
+    "pipeline/progress.py": "draws a bar or a log line",
+    "pipeline/tracking.py": "tells MLflow; stages take nothing back but the run's id, which goes into no tracked file",
+}
+SECTIONS: Final = frozenset(Params().model_dump(by_alias=True))
+NO_RESULT: Final = {"batches", "demo", "flow"}
+MODELS: Final = {
+    "pipeline.learn.policy": "${policy.path}",
+    "pipeline.learn.encoder": "${scorer.path}",
+    "pipeline.learn.transfer": "${evaluate.transfer_scorer}",
+}
+ARM: Final = "arm"
+ALL: Final = (*STAGE_NAMES, ARM)
+
+
+def _read_stage(name: str) -> dict[str, Any]:
+    path = CHECKOUT / ("ablation/dvc.yaml" if name == ARM else "dvc.yaml")
+    stage: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"][name]
+    return stage
+
+
+def _list_roots(name: str) -> list[str]:
+    if name == ARM:
+        return ["pipeline.ablation.__main__"]
+    # MLflow runs serving.py as a file, from the copy of this package that register stores with the version.
+    served = ["pipeline.serving"] if name == "register" else []
+    return ["pipeline.__main__", f"pipeline.stages.{name}", *served]
+
+
+def _list_needed(name: str) -> set[str]:
+    paths = {path for path in find_closure(*_list_roots(name)).values() if has_code(path)}
+    return {path.relative_to(CHECKOUT).as_posix() for path in paths} - BESIDE_RESULTS.keys()
+
+
+def _list_named(stage: dict[str, Any]) -> set[str]:
+    """Return the files of code that a stage depends on, folders opened."""
+    named = [CHECKOUT / dep for dep in stage["deps"] if dep.startswith("pipeline/")]
+    files = [file for dep in named for file in ((dep,) if dep.suffix == ".py" else dep.rglob("*.py"))]
+    return {file.relative_to(CHECKOUT).as_posix() for file in files if has_code(file)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(name: str) -> None:
+    needed, named = _list_needed(name), _list_named(_read_stage(name))
+    assert sorted(needed - named) == [], f"add to the deps of {name}, or one folder that holds no others"
+    assert sorted(named - needed) == [], f"take out of the deps of {name}"
+
+
+def test_code_that_is_left_out_is_there_and_imported() -> None:
+    imported = {path for name in ALL for path in find_closure(*_list_roots(name)).values()}
+    assert {CHECKOUT / path for path in BESIDE_RESULTS} <= imported
+
+
+def test_templates_of_the_page_lie_in_a_folder_that_evaluate_depends_on() -> None:
+    templates = {path.parent for path in (CHECKOUT / "pipeline").rglob("*.j2")}
+    assert templates
+    assert {path.relative_to(CHECKOUT).as_posix() for path in templates} <= set(_read_stage("evaluate")["deps"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_depends_on_the_sections_that_its_code_reads(name: str) -> None:
+    roots = [root for root in _list_roots(name) if root != "pipeline.__main__"]
+    paths = [p for p in find_closure(*roots).values() if p.relative_to(CHECKOUT).as_posix() not in BESIDE_RESULTS]
+    read = set().union(*(list_sections(path, SECTIONS) for path in paths)) - NO_RESULT
+    named = set(_read_stage(name)["params"])
+    assert read <= named
+    assert not named & NO_RESULT
+    # report.json holds the hash over the first, the registered model the parameters behind its answers.
+    whole = SECTIONS - {section.rstrip("_") for section in BESIDE_EVALUATION}
+    beyond = {"evaluate": whole, "register": {"data", "policy", "retrieve", "scorer"}, ARM: {"scorer"}}
+    assert named - read <= beyond.get(name, set())
+    if name == "evaluate":
+        assert named == whole
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_depends_on_the_model_folders_that_its_code_opens(name: str) -> None:
+    modules = find_closure(*_list_roots(name))
+    opened = {dep for module, dep in MODELS.items() if module in modules}
+    assert {dep for dep in _read_stage(name)["deps"] if dep.startswith("${")} == opened
+
+
+@pytest.mark.parametrize(
+    "path", [CHECKOUT / "params.yaml", *sorted((CHECKOUT / "params").glob("*.yaml"))], ids=lambda path: path.stem
+)
+def test_shipped_parameters_spell_out_the_folders_that_dvc_reads(path: Path) -> None:
+    raw, params = yaml.safe_load(path.read_text(encoding="utf-8")), load_params(path)
+    assert raw["scorer"]["path"] == params.scorer.path
+    assert raw["policy"]["path"] == params.policy.path
+    assert raw["evaluate"]["transfer_scorer"] == params.evaluate.transfer_scorer
