@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from pipeline.config import LoraParams
 from pipeline.errors import ModelError
 from pipeline.learn.model_folder import check_digest, note_base
+from pipeline.store import read_json, write_json
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
@@ -53,4 +54,7 @@ def load_adapter(base: Any, folder: Path, base_digest: str) -> PeftModel:  # noq
 def save_adapter(model: PeftModel, folder: Path, base_digest: str) -> None:
     """Write the adapter (safetensors) and the digest of its base."""
     model.save_pretrained(str(folder), selected_adapters=[_ADAPTER], safe_serialization=True)
+    # peft holds these names as a set and writes them in its order, which differs from process to process.
+    config = read_json(folder / _CONFIG)
+    write_json(folder / _CONFIG, config | {"target_modules": sorted(config["target_modules"])})
     note_base(folder, base_digest)

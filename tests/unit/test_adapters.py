@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_saved_adapter_is_small_and_answers_alike(adapted: Policy, spoken_llava:
     again = load_policy(tmp_path, _params(spoken_llava.folder))
     assert _answer(again) == _answer(adapted)
     assert _answer(again) != _answer(load_policy(spoken_llava.folder, _params(spoken_llava.folder)))
+
+
+def test_saved_adapter_has_the_same_bytes_each_time(adapted: Policy, spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    adapted.save(tmp_path / "first")
+    again = load_policy(tmp_path / "first", _params(spoken_llava.folder))
+    again.save(tmp_path / "second")
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "second").iterdir())
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    told = json.loads((tmp_path / "first" / "adapter_config.json").read_text())["target_modules"]
+    assert told == sorted(told)
 
 
 def test_merged_policy_stands_alone(adapted: Policy, tmp_path: Path) -> None:
