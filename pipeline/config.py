@@ -175,11 +175,11 @@ class WarmupParams(_Section):
         description="which boxes are tried: those near what the base policy says, or a grid over the whole picture",
     )
     num_samples: PositiveInt = Field(default=8, description="regions that the policy draws beside its likeliest")
-    num_neighbours: PositiveInt = Field(default=40, description="boxes tried around those of a query")
+    num_neighbours: PositiveInt = Field(default=40, description="boxes tried around all of these of a query")
     temperature: PositiveFloat = Field(
         default=0.25, description="difference in reward that makes a box e times as frequent among the labels"
     )
-    epochs: PositiveInt = Field(default=4, description="each with labels of its own where those are drawn")
+    epochs: PositiveInt = Field(default=4, description="labels of each query, drawn anew unless they are searched")
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32

@@ -1,4 +1,4 @@
-"""Region search: which boxes the frozen scorer is asked about, and the label that the best one earns.
+"""Which boxes the frozen scorer is asked about, all over a picture or near some, and how labels follow from rewards.
 
 Ours, not the paper's: the labels warm the policy up before r-GRPO.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from pipeline.types import Box, RegionLabel
 
 _STEPS = (1 / 4, 1 / 8)
 _OUTWARDS = (-0.1, 0.4)
-"""How far a drawn neighbour's sides may move, in parts of the box's width or height."""
+"""How far outwards a drawn neighbour's sides move at least and at most, in parts of the box's width or height."""
 
 
 def build_grid(scales: Sequence[float], stride: float) -> tuple[Box, ...]:
@@ -55,41 +56,45 @@ def refine_boxes(box: Box) -> tuple[Box, ...]:
     return tuple(neighbours)
 
 
-def draw_neighbours(box: Box, rng: np.random.Generator, count: int) -> list[Box]:
-    """Return boxes near one: each side is moved by itself, a little inwards or further outwards.
+def draw_neighbours(boxes: Sequence[Box], rng: np.random.Generator, count: int) -> list[Box]:
+    """Return boxes near the given ones, dealt out to them in turn: each side is moved by itself.
 
-    By -0.1 to 0.4 of the box's width or height, evenly drawn, and stopped at the image's edge. More room outwards than
-    inwards: a box that cuts the thing asked about loses it, one that shows some ground around it does not. Sides that
-    move by themselves can make a box squarer, which an encoder that squashes its input to a square rewards.
+    By -0.1 to 0.4 of the box's width or height outwards, evenly drawn, and stopped at the image's edge. There is more
+    room outwards than inwards: a box that cuts the thing asked about loses it, one that shows some ground around it
+    does not. Sides that move by themselves can make a box squarer, which an encoder that squashes its input to a square
+    rewards.
 
     Args:
-        box: where to look.
+        boxes: where to look; without any there are no neighbours.
         rng: gives the moves.
-        count: boxes wanted, 0 or more.
+        count: neighbours wanted in all, 0 or more.
     """
     low, high = _OUTWARDS
-    return [_move_sides(box, rng.uniform(low, high, size=4).tolist()) for _ in range(count)]
+    return [_move_sides(box, rng.uniform(low, high, size=4).tolist()) for box in islice(cycle(boxes), count)]
 
 
 def weigh_boxes(rewards: Sequence[float], temperature: float) -> list[float]:
     """Return how often each box is to be taught: a softmax of the rewards, summing to 1.
 
     The best box of a single query is mostly the scorer's noise; what boxes that earn much have in common over many
-    queries is not. So boxes are taught in the shares in which a policy would draw them that trades reward against
-    staying close to even draws: `softmax(reward / temperature)`.
+    queries is not. So boxes are taught in the shares q that maximise `sum q r - temperature KL(q | even shares)`, where
+    reward is traded against drawing all of them alike: `q = softmax(r / temperature)`.
 
     Args:
         rewards: of the boxes of one query, at least one.
         temperature: difference in reward, above 0, that makes a box e times as frequent.
 
     Raises:
-        ValueError: there is no box, or a reward is not finite.
+        ValueError: there is no box, a reward is not finite, or the temperature is not above 0.
     """
     if not rewards or not all(math.isfinite(reward) for reward in rewards):
         raise ValueError("rewards must be finite, and at least one")
-    best = max(rewards)
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    best = max(rewards)  # taken off, so that no power overflows
     powers = [math.exp((reward - best) / temperature) for reward in rewards]
-    return [power / sum(powers) for power in powers]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def choose_label(

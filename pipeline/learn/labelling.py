@@ -1,4 +1,4 @@
-"""Labels for the warm-up: boxes near the policy's own or searched anywhere, by what the frozen scorer makes of them.
+"""Labels for the warm-up: boxes near the policy's own, or searched anywhere, by what the frozen scorer makes of them.
 
 No human boxes are used: a query's target box is never read here.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.config import RewardParams, SearchParams, WarmupParams
 from pipeline.core.region_search import build_grid, choose_label, draw_neighbours, refine_boxes, weigh_boxes
 from pipeline.core.reward import compute_reward
+from pipeline.core.seeds import derive_seed
 from pipeline.errors import StageError
 from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
@@ -73,9 +74,9 @@ def label_neighbourhoods(
 ) -> list[RegionLabel]:
     """Return labels near what the policy says already, so that it learns better boxes and does not forget to point.
 
-    The policy is asked for its likeliest region and draws others. Their neighbourhoods are scored, and each epoch is
-    taught one box of each query, drawn by what it earns (`weigh_boxes`; docs/method.md, D39). FULL is the label where
-    the full image earns as much as the boxes drawn so do on average.
+    The policy is asked for its likeliest region and draws others. They and boxes around them are scored, and each epoch
+    is taught one box of each query, drawn by what it earns (`weigh_boxes`; docs/method.md, D39 and D41). FULL is the
+    label in all epochs where the full image earns as much as boxes drawn so do on average.
 
     Args:
         policy: as it is before SFT.
@@ -83,36 +84,38 @@ def label_neighbourhoods(
         query_ids: queries whose pools hold a positive.
         warmup: numbers of samples and neighbours, temperature, epochs.
         reward: what a view is worth.
-        seed: of samples, neighbours and labels.
+        seed: of neighbours and labels; with a query's id it alone decides what is drawn for it.
         advance: told how many queries are done.
 
     Returns:
-        `warmup.epochs` labels for each query, those of an epoch after one another.
+        `warmup.epochs` labels for each query: all queries in order, once for each epoch.
 
     Raises:
-        StageError: no box gains anything over the full image.
+        StageError: no query has a box as its label.
     """
     by_query: list[list[RegionLabel]] = []
     for start in range(0, len(query_ids), _CHUNK):
         chunk = query_ids[start : start + _CHUNK]
-        near = [
-            _gather_boxes(roots, warmup.num_neighbours, np.random.default_rng([seed, start, row]))
-            for row, roots in enumerate(_ask_for_regions(policy, scorer, chunk, warmup.num_samples, seed))
+        # One generator a query, named by its id, so that no label depends on the queries beside it.
+        rngs = [np.random.default_rng(derive_seed(seed, query_id)) for query_id in chunk]
+        roots = _ask_for_regions(policy, scorer, chunk, warmup.num_samples)
+        boxes = [_gather_boxes(near, warmup.num_neighbours, rng) for near, rng in zip(roots, rngs, strict=True)]
+        rewards = _score_boxes(scorer, chunk, boxes, reward)
+        by_query += [
+            _draw_labels(query_id, tried, earned, _reward_full(scorer, query_id, reward), warmup, rng)
+            for query_id, tried, earned, rng in zip(chunk, boxes, rewards, rngs, strict=True)
         ]
-        rewards = _score_boxes(scorer, chunk, near, reward)
-        for query_id, boxes, earned in zip(chunk, near, rewards, strict=True):
-            full = _reward_full(scorer, query_id, reward)
-            rng = np.random.default_rng([seed, *query_id.encode()])
-            by_query.append(_draw_labels(query_id, boxes, earned, full, warmup, rng))
         advance(len(chunk))
     labels = [label for epoch in zip(*by_query, strict=True) for label in epoch]
     if not any(label.box for label in labels):
-        raise StageError("no box near the base policy's gains anything; set warmup.labels to region_search")
+        raise StageError(
+            "the base policy names no region near which a box gains anything; set warmup.labels to region_search"
+        )
     return labels
 
 
 def _ask_for_regions(
-    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seed: int
+    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int
 ) -> list[list[Box]]:
     """Return for each query the policy's likeliest region and those that it draws; malformed ones are left out."""
     images = [scorer.load_image(query_id) for query_id in query_ids]
@@ -126,13 +129,9 @@ def _ask_for_regions(
 
 
 def _gather_boxes(roots: Sequence[Box], num_neighbours: int, rng: np.random.Generator) -> list[Box]:
-    """Return the roots and their neighbours, evenly dealt out, without repetition."""
-    moved = [
-        box
-        for number, root in enumerate(roots)
-        for box in draw_neighbours(root, rng, len(range(number, num_neighbours, len(roots))))
-    ]
-    return list(dict.fromkeys([*roots, *moved]))
+    """Return the policy's own boxes and neighbours of them, without repetition."""
+    # A box that the policy draws often has that many shares of the neighbours, but one share of the labels' softmax.
+    return list(dict.fromkeys([*roots, *draw_neighbours(roots, rng, num_neighbours)]))
 
 
 def _draw_labels(
@@ -143,14 +142,16 @@ def _draw_labels(
     warmup: WarmupParams,
     rng: np.random.Generator,
 ) -> list[RegionLabel]:
-    """Return one label an epoch; a query for which the policy names no region at all keeps the full image."""
-    if not boxes:
-        return [RegionLabel(query_id=query_id, box=None, gain=0.0)] * warmup.epochs
-    weights = weigh_boxes(rewards, warmup.temperature)
-    gain = float(np.dot(weights, rewards)) - full_reward
+    """Return one label an epoch: a box drawn by its share, or FULL where the shares' mean reward is no better.
+
+    The mean and not the best box decides, since boxes drawn in these shares are what the policy will have learned to
+    name. Where the policy names no region at all, FULL is the only answer that it can give.
+    """
+    shares = weigh_boxes(rewards, warmup.temperature) if boxes else []
+    gain = float(np.dot(shares, rewards)) - full_reward if boxes else 0.0
     if gain <= 0.0:
         return [RegionLabel(query_id=query_id, box=None, gain=gain)] * warmup.epochs
-    drawn = rng.choice(len(boxes), size=warmup.epochs, p=weights)
+    drawn = rng.choice(len(boxes), size=warmup.epochs, p=shares)
     return [RegionLabel(query_id=query_id, box=boxes[index], gain=rewards[index] - full_reward) for index in drawn]
 
 
