@@ -45,6 +45,11 @@ class DataParams(_Section):
     faiss_index: RelativePath | None = Field(
         default=None, description="folder of EchoSight's FAISS index; null embeds the pictures here"
     )
+    val_share: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        default=0.02,
+        description="published sources without a val file: share of the training entities whose queries become val",
+    )
+    val_seed: int = Field(default=7, description="which entities those are")
     max_text_chars: PositiveInt = Field(default=2000, description="what is kept of a published article")
     max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
     max_missing_image_rate: Fraction = Field(
@@ -244,7 +249,10 @@ class EvaluateParams(_Section):
     num_resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="bootstrap and randomisation draws")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     harm_bound: Fraction = Field(
-        default=0.02, description="share of val queries that the threshold on p(REGION) may harm"
+        default=0.02, description="highest share of all pictures that the threshold on p(REGION) may harm"
+    )
+    harm_level: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        default=0.05, description="chance that the threshold chosen on val breaks that bound all the same"
     )
     num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
     transfer_scorer: str | None = Field(

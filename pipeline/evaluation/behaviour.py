@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import EvaluateParams
+from pipeline.core.risk_control import RiskLimit
 from pipeline.core.significance import Interval
 from pipeline.evaluation.answers import ProbedPolicy
 from pipeline.evaluation.figures import F64, Bootstrap, Difference, ResultTable
@@ -98,14 +99,15 @@ def describe_behaviour(
         test: what is measured.
         scorer: ranks both.
         second: another scorer of the test pools; without one the section `transfer` is left out.
-        params: bound on harm, number of samples, resamples, confidence.
+        params: bound on harm and its level, number of samples, resamples, confidence.
         seed: of the bootstrap and the randomisation test.
         carried_threshold: one that another run has chosen, None where val is to choose.
     """
-    sure = Bootstrap(params, seed)
+    sure = Bootstrap(params, seed, test.queries)
     ranked = {method: split_by_rank(table, method, sure) for method in RANKED_METHODS}
+    limit = RiskLimit(params.harm_bound, params.harm_level)
     threshold = probe_threshold(
-        val, probed.forced_val, test, probed.forced_test, scorer, params.harm_bound, sure, carried=carried_threshold
+        val, probed.forced_val, test, probed.forced_test, scorer, limit, sure, carried=carried_threshold
     )
     selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, params.num_samples, sure)
     tree: dict[str, Any] = {

@@ -23,6 +23,7 @@ from pipeline.core.significance import (
     randomisation_test,
 )
 from pipeline.evaluation.methods import METHODS
+from pipeline.evaluation.query_set import number_pictures
 from pipeline.types import Pool, Query, QueryResult
 
 F64 = npt.NDArray[np.float64]
@@ -194,7 +195,7 @@ def compute_report(
         choices: plain values, from `ValChoices.as_json`.
         behaviour: plain values, from `describe_behaviour`.
     """
-    sure = Bootstrap(params, seed)
+    sure = Bootstrap(params, seed, queries)
     methods = [method for method in METHODS if method in table.rows]
     return EvalReport(
         num_queries=len(table.query_ids),
@@ -213,19 +214,26 @@ def compute_report(
 
 
 def compute_difference(
-    a_Q: F64, b_Q: F64, denominator_Q: F64, params: EvaluateParams, *, seed: int
+    a_Q: F64, b_Q: F64, denominator_Q: F64, queries: Sequence[Query], params: EvaluateParams, *, seed: int
 ) -> Difference | None:
     """Return mean(a) - mean(b) over the queries that count, with its paired interval and p value."""
-    return Bootstrap(params, seed).difference(a_Q, b_Q, denominator_Q)
+    return Bootstrap(params, seed, queries).difference(a_Q, b_Q, denominator_Q)
 
 
 class Bootstrap:
-    """Intervals of figures and of paired differences, from resampled queries."""
+    """Intervals of figures and of paired differences, from resampled pictures.
 
-    def __init__(self, params: EvaluateParams, seed: int) -> None:
+    Args:
+        params: number of resamples and confidence.
+        seed: fixes the draws.
+        queries: those that every figure is over; queries of one picture are drawn together.
+    """
+
+    def __init__(self, params: EvaluateParams, seed: int, queries: Sequence[Query]) -> None:
         self._num_resamples = params.num_resamples
         self._confidence = params.confidence
         self._seed = seed
+        self._picture_Q = number_pictures(queries)
 
     def interval(self, numerator_Q: F64, denominator_Q: F64) -> Interval | None:
         """Return the ratio of sums, or None where the denominator is empty."""
@@ -237,6 +245,7 @@ class Bootstrap:
             num_resamples=self._num_resamples,
             confidence=self._confidence,
             seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
 
     def harmonic_mean(self, rates_Q: Sequence[tuple[F64, F64]]) -> Interval | None:
@@ -244,7 +253,11 @@ class Bootstrap:
         if any(denominator_Q.sum() == 0 for _, denominator_Q in rates_Q):
             return None
         return bootstrap_harmonic_mean(
-            rates_Q, num_resamples=self._num_resamples, confidence=self._confidence, seed=self._seed
+            rates_Q,
+            num_resamples=self._num_resamples,
+            confidence=self._confidence,
+            seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
 
     def difference(self, a_Q: F64, b_Q: F64, denominator_Q: F64) -> Difference | None:
@@ -259,9 +272,16 @@ class Bootstrap:
             num_resamples=self._num_resamples,
             confidence=self._confidence,
             seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
         counts = denominator_Q > 0
-        p_value = randomisation_test(a_Q[counts], b_Q[counts], num_resamples=self._num_resamples, seed=self._seed)
+        p_value = randomisation_test(
+            a_Q[counts],
+            b_Q[counts],
+            num_resamples=self._num_resamples,
+            seed=self._seed,
+            cluster_Q=self._picture_Q[counts],
+        )
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 

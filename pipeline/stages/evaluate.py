@@ -69,7 +69,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     FrozenScorer.check(params, workspace)
     said = ask_policies(params, workspace, val, test)
     scorer = FrozenScorer.load(params, workspace)
-    sure = Bootstrap(params.evaluate, params.seed)
+    sure = Bootstrap(params.evaluate, params.seed, val.queries)
     chosen = carried or choose_on_val(said.val, {"rgrpo": said.probed.list_forced("val")}, val, scorer, sure)
     choices = _choose_without_policy(params, test, scorer) | said.test
     by_method = rank_methods(choices, {"rgrpo": said.probed.list_forced("test")}, chosen.settings, test, scorer)

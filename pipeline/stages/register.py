@@ -29,12 +29,14 @@ import pipeline
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
+from pipeline.evaluation.methods import QuerySet
+from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import resolve_model_path
 from pipeline.learn.policy import load_policy
-from pipeline.store import load_pools, load_results, read_json, write_json
+from pipeline.store import load_results, read_json, write_json
 from pipeline.tracking import StageRun
-from pipeline.types import Pool, QueryResult
+from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -88,11 +90,11 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         raise StageError("register needs a tracking store; run it as `python -m pipeline register`")
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
     val_results = load_results(workspace.evaluation_dir / _VAL_RESULTS)
-    val_pools = [p for p in load_pools(workspace.pools_dir / "pools.parquet") if p.split == "val"]
+    val = load_query_set(workspace, "val")
     client = mlflow.MlflowClient()
     name = params.register_.model_name
     champion = find_version(client, name, CHAMPION)
-    gate = judge(client, champion, report, val_results, val_pools, params)
+    gate = judge(client, champion, report, val_results, val, params)
     run.log_artifact(workspace.evaluation_dir / _VAL_RESULTS, _RESULTS_FOLDER)
     version = _create_version(client, _log_model(params, workspace), name, run.run_id, report)
     client.set_registered_model_alias(name, CHALLENGER, version)
@@ -119,11 +121,11 @@ def judge(
     champion: ModelVersion | None,
     report: Mapping[str, Any],
     val_results: list[QueryResult],
-    val_pools: list[Pool],
+    val: QuerySet,
     params: Params,
 ) -> Gate:
     """Compare the new policy on val with the champion, or with the full image where there is none."""
-    compare = partial(_compare_on_val, val_results, val_pools, params)
+    compare = partial(_compare_on_val, val_results, val, params)
     best_rule: str | None = report["best_rule"]
     to_rule = compare([row for row in val_results if row.method == best_rule]) if best_rule else None
     bar = "the full image" if champion is None else f"champion version {champion.version}"
@@ -136,7 +138,7 @@ def judge(
         reason = f"on val it {_say_against(bar, difference)}"
         if to_rule is not None:
             reason += f"; it {_say_against(f'the best rule, {best_rule}', to_rule)}"
-    elif any(pool.has_positive for pool in val_pools):
+    elif any(pool.has_positive for pool in val.pools):
         reason = f"{bar} was evaluated on other val pools; to replace it, move the alias by hand"
     else:
         reason = "no val pool holds a positive to compare by; move the alias by hand"
@@ -151,16 +153,16 @@ def judge(
 
 
 def _compare_on_val(
-    val_results: list[QueryResult], val_pools: list[Pool], params: Params, bar_rows: list[QueryResult]
+    val_results: list[QueryResult], val: QuerySet, params: Params, bar_rows: list[QueryResult]
 ) -> Difference | None:
     """Return the new policy minus the bar in the gate's metric, query by query; None without a positive on val."""
-    if not any(pool.has_positive for pool in val_pools):
+    if not any(pool.has_positive for pool in val.pools):
         return None
     ours = [row for row in val_results if row.method == METHOD]
-    table = ResultTable(ours + [_rename(row, "bar") for row in bar_rows], val_pools)
+    table = ResultTable(ours + [_rename(row, "bar") for row in bar_rows], val.pools)
     new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
     bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
-    return compute_difference(new_Q, bar_Q, denominator_Q, params.evaluate, seed=params.seed)
+    return compute_difference(new_Q, bar_Q, denominator_Q, val.queries, params.evaluate, seed=params.seed)
 
 
 def _say_against(bar: str, difference: Difference) -> str:
