@@ -11,6 +11,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from flows.environment import MLFLOW_UI_VARIABLE
+from pipeline.report.table import BEST_PAIR, format_difference, name_pair
 from pipeline.workspace import Workspace
 
 ARTIFACT_KEY = "region-r1-result"
@@ -53,7 +54,17 @@ def _build_table(path: Path) -> str:
         f"| {method} | " + " | ".join(_format_figure(figures.get(metric)) for metric in metrics) + " |"
         for method, figures in methods.items()
     ]
-    return "\n".join([*head, *rows])
+    return "\n".join([*head, *rows, "", *_describe_best(report)])
+
+
+def _describe_best(report: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """Say how r-GRPO stands to the best rule that nobody trained; nothing where the report does not tell."""
+    try:
+        ours, bar = name_pair(BEST_PAIR, report)
+        difference = format_difference(report["paired"][BEST_PAIR]["cond_recall_at_1"], "share")
+    except (KeyError, TypeError):
+        return []
+    return [f"{ours} against {bar}, CondR@1: {difference}", ""]
 
 
 def _find_methods(report: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - any JSON

@@ -29,7 +29,6 @@ TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", 
 MAX_REJECTS_PRINTED: Final = 10
 # A world's stages need some training queries to run at all; nothing is trained on them.
 WORLD_NUM_TRAIN: Final = 64
-WORLD_NUM_VAL: Final = 8
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
@@ -261,7 +260,8 @@ def evaluate_world(
     """Evaluate the trained policies on another world; nothing is trained again."""
     params = load_params(params_path)
     workspace = _world_workspace(Path.cwd(), seed)
-    _draw_world(params, seed, workspace.data_dir, num_train=WORLD_NUM_TRAIN, num_val=WORLD_NUM_VAL)
+    # No val queries: what val chose in the main run is taken over, nothing is chosen by another world.
+    _draw_world(params, seed, workspace.data_dir, num_train=WORLD_NUM_TRAIN, num_val=0)
     from pipeline.stages import STAGES
     from pipeline.tracking import null_run
 
@@ -294,6 +294,7 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
             pair: {metric: trim(value, "p_value") for metric, value in values.items()}
             for pair, values in report["paired"].items()
         },
+        **{name: report[name] for name in ("best_rule", "best_rgrpo", "rules", "left_out", "val")},
         **{name: report[name] for name in ("num_queries", "num_with_positive", "params_sha256", "data_md5")},
         "behaviour": report["behaviour"],
         "infoseek": report.get("infoseek", {}),
@@ -360,8 +361,13 @@ def _print_results(workspace: Workspace, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(_build_table(report))
+    for method, reason in report["left_out"].items():
+        console.print(f"{figures.METHOD_LABELS[method]} is left out: {reason}", highlight=False)
+    for method, chosen in report["rules"].items():
+        said = figures.describe_setting(chosen)
+        console.print(f"{figures.METHOD_LABELS[method]}, as chosen on val: {said}", highlight=False)
     for pair, values in report["paired"].items():
-        a, b = (figures.METHOD_LABELS[method] for method in pair.split("_minus_"))
+        a, b = figures.name_pair(pair, report)
         said = figures.format_difference(values["cond_recall_at_1"], "share")
         console.print(f"{a} against {b}, CondR@1: {said}", highlight=False)
     for method, scores in report.get("infoseek", {}).items():

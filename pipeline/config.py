@@ -45,6 +45,11 @@ class DataParams(_Section):
     faiss_index: RelativePath | None = Field(
         default=None, description="folder of EchoSight's FAISS index; null embeds the pictures here"
     )
+    val_share: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        default=0.02,
+        description="published sources without a val file: share of the training entities whose queries become val",
+    )
+    val_seed: int = Field(default=7, description="which entities those are")
     max_text_chars: PositiveInt = Field(default=2000, description="what is kept of a published article")
     max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
     max_missing_image_rate: Fraction = Field(
@@ -108,6 +113,10 @@ class RetrieveParams(_Section):
     """Candidate retrieval by the full image."""
 
     pool_size: Annotated[int, Field(ge=2)] = Field(default=20, description="K of the paper")
+    train_pools: Literal["drop", "inject"] = Field(
+        default="drop",
+        description="a training pool without a positive is dropped (the paper), or its last candidate gives way to one",
+    )
 
 
 class LoraParams(_Section):
@@ -165,11 +174,17 @@ class SearchParams(_Section):
 class WarmupParams(_Section):
     """SFT on labels that the frozen scorer approves of."""
 
-    num_queries: PositiveInt = Field(default=400, description="training queries that are labelled")
-    labels: Literal["region_search", "own_boxes"] = Field(
-        default="region_search", description="whose boxes: those that a search finds, or the base policy's own"
+    num_queries: PositiveInt = Field(default=2400, description="training queries that are labelled, at most")
+    labels: Literal["neighbourhood", "region_search"] = Field(
+        default="neighbourhood",
+        description="which boxes are tried: those near what the base policy says, or a grid over the whole picture",
     )
-    epochs: PositiveFloat = 4.0
+    num_samples: PositiveInt = Field(default=8, description="regions that the policy draws beside its likeliest")
+    num_neighbours: PositiveInt = Field(default=40, description="boxes tried around those of a query")
+    temperature: PositiveFloat = Field(
+        default=0.25, description="difference in reward that makes a box e times as frequent among the labels"
+    )
+    epochs: PositiveInt = Field(default=4, description="each with labels of its own where those are drawn")
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32
@@ -234,7 +249,10 @@ class EvaluateParams(_Section):
     num_resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="bootstrap and randomisation draws")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     harm_bound: Fraction = Field(
-        default=0.02, description="share of val queries that the threshold on p(REGION) may harm"
+        default=0.02, description="highest share of all pictures that the threshold on p(REGION) may harm"
+    )
+    harm_level: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        default=0.05, description="chance that the threshold chosen on val breaks that bound all the same"
     )
     num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
     transfer_scorer: str | None = Field(

@@ -6,14 +6,18 @@ import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image, ImageOps
 
 from pipeline.errors import DataError
 from pipeline.types import Box
+
+if TYPE_CHECKING:
+    from pipeline.core.lookalikes import Fingerprint
 
 ImageFault = Literal["unsafe_path", "image_missing", "image_unreadable", "image_too_large"]
 
@@ -48,11 +52,19 @@ class ImageError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What prepare learns from decoding a picture once: upright size, and the hash of the file's content."""
+    """What prepare learns from decoding a picture once.
+
+    Attributes:
+        width_px: upright.
+        height_px: upright.
+        sha256: hash of the file's content.
+        fingerprint: what it looks like; None where nobody asked.
+    """
 
     width_px: int
     height_px: int
     sha256: str
+    fingerprint: Fingerprint | None = None
 
 
 def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
@@ -69,8 +81,16 @@ def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
     return _decode(_confine(path, root), path, max_pixels)
 
 
-def inspect_image(path: Path, *, max_pixels: int, root: Path) -> ImageFacts:
+def inspect_image(
+    path: Path, *, max_pixels: int, root: Path, look: Callable[[Image.Image], Fingerprint] | None = None
+) -> ImageFacts:
     """Decode a picture as `load_upright` does, keeping only the facts.
+
+    Args:
+        path: as for `load_upright`.
+        max_pixels: as for `load_upright`.
+        root: as for `load_upright`.
+        look: takes the fingerprint of the picture while it is at hand.
 
     Raises:
         ImageError: as `load_upright`.
@@ -79,7 +99,8 @@ def inspect_image(path: Path, *, max_pixels: int, root: Path) -> ImageFacts:
     image = _decode(real_path, path, max_pixels)
     with real_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ImageFacts(width_px=image.width, height_px=image.height, sha256=digest)
+    fingerprint = None if look is None else look(image)
+    return ImageFacts(width_px=image.width, height_px=image.height, sha256=digest, fingerprint=fingerprint)
 
 
 def crop_view(image: Image.Image, box: Box | None, size_px: tuple[int, int] | None = None) -> Image.Image:

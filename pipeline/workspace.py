@@ -80,6 +80,13 @@ class Workspace:
         """One row per query and method, report.json, report.html, TREC runs."""
         return self.artifacts_dir / "evaluation"
 
+    @property
+    def lender_report_path(self) -> Path | None:
+        """report.json of the run whose policies are borrowed, with what it chose on its val; None for one's own."""
+        if self.policies_dir == self.artifacts_dir:
+            return None
+        return self.policies_dir / "evaluation" / "report.json"
+
     # register
     @property
     def registration_path(self) -> Path:

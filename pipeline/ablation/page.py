@@ -26,7 +26,7 @@ def write_summary(summary: Mapping[str, Any], workspace: Workspace) -> str:
 
 def build_markdown(summary: Mapping[str, Any]) -> str:
     """Return all tables as markdown."""
-    lines = ["# Ablations", "", describe_scope(summary), ""]
+    lines = ["# Ablations", "", f"{describe_scope(summary)}. {count_comparisons(summary)}.", ""]
     lines += [f"- {note}" for note in list_gaps(summary)]
     for table in summary["tables"]:
         lines += ["", f"## {table['title']}", "", f"Paper: {table['paper']}.", "", *_build_rows(table), ""]
@@ -41,7 +41,16 @@ def describe_scope(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['num_queries']} test queries, {summary['num_with_positive']} with a positive in the pool; means of "
         f"{len(summary['seeds'])} seeds of {summary['max_steps']} steps; in brackets {100 * summary['confidence']:g} % "
-        "bootstrap intervals over seeds and queries"
+        "bootstrap intervals over seeds and pictures"
+    )
+
+
+def count_comparisons(summary: Mapping[str, Any]) -> str:
+    """Return in a sentence how many differences were looked at, and how many of them are left when that is counted."""
+    counts = summary["comparisons"]
+    return (
+        f"{counts['num_measured']} of the {counts['num']} comparisons made here have an interval without 0; "
+        f"{counts['num_after_holm']} survive Holm's correction over all {counts['num']}"
     )
 
 
@@ -52,12 +61,20 @@ def list_gaps(summary: Mapping[str, Any]) -> list[str]:
 
 
 def list_verdicts(table: Mapping[str, Any]) -> list[str]:
-    """Return what each claim of the table came to, with its difference and interval."""
+    """Return what each claim of the table came to, with its difference, its interval, and what Holm leaves of it."""
     return [
-        f"{claim['said']} ({claim['metric']} {format_difference(claim['difference'])})"
+        f"{claim['said']} ({claim['metric']} {format_difference(claim['difference'])}){_weigh(claim)}"
         for claim in (row["claim"] for row in table["rows"])
         if claim
     ]
+
+
+def _weigh(claim: Mapping[str, Any]) -> str:
+    """Return what becomes of a measured difference among all that were looked at; of none there is nothing to say."""
+    if claim["agrees"] is None:
+        return ""
+    fate = "survives" if claim["survives_holm"] else "does not survive"
+    return f"; {fate} Holm's correction, p {claim['difference']['p_holm']:.2g}"
 
 
 def describe_collapsed(collapsed: Mapping[str, Any]) -> list[str]:
@@ -65,6 +82,8 @@ def describe_collapsed(collapsed: Mapping[str, Any]) -> list[str]:
     said = []
     for name, found in collapsed["arms"].items():
         fate = "recovered" if found["recovered"] else "stayed collapsed: no measured gain over the full image"
+        if found["recovered"] and not found["survives_holm"]:
+            fate = "recovered, which does not survive Holm's correction"
         silent = "n/a" if found["zero_signal_share"] is None else f"{found['zero_signal_share']:.3f}"
         said.append(
             f"{name}: {fate}; p(REGION) at the start {found['start_p_region']:.1g}, groups without signal {silent}, "

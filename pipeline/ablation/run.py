@@ -22,8 +22,9 @@ from pipeline.ablation.collapse import collapse_policy
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import ResultTable
-from pipeline.evaluation.methods import ask_policy, choose_full, score_choices
+from pipeline.evaluation.methods import ask_policy, choose_full
 from pipeline.evaluation.query_set import load_query_set
+from pipeline.evaluation.rows import score_choices
 from pipeline.learn.grpo import train_rgrpo
 from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipeline.ablation.page import (
     COLUMNS,
+    count_comparisons,
     describe_collapsed,
     describe_scope,
     format_paper,
@@ -21,6 +22,7 @@ from pipeline.ablation.page import (
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print every table, what its claims came to, and what is left out."""
     console.print(describe_scope(summary), highlight=False)
+    console.print(count_comparisons(summary), highlight=False)
     for table in summary["tables"]:
         console.print()
         console.print(_build_table(table))

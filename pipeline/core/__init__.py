@@ -8,7 +8,9 @@ metrics        per-query measures and the paper's CondRecall
 reward         Outcome of a view against the full image -> Reward
 advantage      rewards of a group -> advantages of r-GRPO
 region_search  candidate boxes and the label that the best of them earns
-significance   bootstrap intervals and a randomisation test
+risk_control   a bound on harm that holds for queries not seen
+significance   bootstrap intervals and a randomisation test, over clusters of queries; significance_seeds over seeds too
 
-Arrays carry shape suffixes: Q queries, K candidates of a pool, B groups, G rows of a group, R resamples.
+Arrays carry shape suffixes: Q queries, K candidates of a pool, B groups, G rows of a group or clusters of queries,
+R resamples, S seeds.
 """

@@ -73,6 +73,22 @@ def box_to_px(box: Box, width_px: int, height_px: int) -> tuple[int, int, int, i
     return box_to_frame(box, Frame(width_px, height_px))
 
 
+def grow_box(box: Box, margin: float) -> Box:
+    """Return the box with each side moved outwards by `margin` of the box's own width or height, cut at the picture.
+
+    Args:
+        box: any box.
+        margin: not negative; 0 gives the box back.
+
+    Raises:
+        ValueError: the margin is negative or not finite.
+    """
+    if not (math.isfinite(margin) and margin >= 0.0):
+        raise ValueError(f"a margin must not be negative, got {margin}")
+    across, down = margin * (box.x1 - box.x0), margin * (box.y1 - box.y0)
+    return Box(max(0.0, box.x0 - across), max(0.0, box.y0 - down), min(1.0, box.x1 + across), min(1.0, box.y1 + down))
+
+
 def compute_iou(a: Box, b: Box) -> float:
     """Return intersection over union of the two boxes' areas, in [0, 1]."""
     overlap_x = min(a.x1, b.x1) - max(a.x0, b.x0)

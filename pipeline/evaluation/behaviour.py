@@ -16,11 +16,13 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import EvaluateParams
+from pipeline.core.risk_control import RiskLimit
 from pipeline.core.significance import Interval
+from pipeline.evaluation.answers import ProbedPolicy
 from pipeline.evaluation.figures import F64, Bootstrap, Difference, ResultTable
 from pipeline.evaluation.measures import compare_methods, measure_method, rank_choices
-from pipeline.evaluation.methods import Answer, Choice, QuerySet, Scorer
-from pipeline.evaluation.selection import Samples, probe_selection
+from pipeline.evaluation.methods import Choice, QuerySet, Scorer
+from pipeline.evaluation.selection import probe_selection
 from pipeline.evaluation.threshold import probe_threshold
 
 RANK_BUCKETS: Final = (("1", 1, 1), ("2-3", 2, 3), ("4-10", 4, 10), ("11+", 11, math.inf))
@@ -65,21 +67,6 @@ class TransferFigures:
     rgrpo_minus_full: Difference | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbedPolicy:
-    """What the trained policy says when it is asked in other ways than greedily and freely.
-
-    Attributes:
-        forced_val: answers to the val queries, REGION forced.
-        forced_test: answers to the test queries, REGION forced.
-        samples: sampled regions of the test queries that it crops.
-    """
-
-    forced_val: Sequence[Answer]
-    forced_test: Sequence[Answer]
-    samples: Samples
-
-
 @dataclass(frozen=True, slots=True)
 class SecondScorer:
     """Another frozen scorer of the test pools: how params.yaml names it, its family, and itself."""
@@ -100,6 +87,7 @@ def describe_behaviour(
     params: EvaluateParams,
     *,
     seed: int,
+    carried_threshold: float | None,
 ) -> dict[str, Any]:
     """Return the section `behaviour` of the report as plain values.
 
@@ -111,12 +99,16 @@ def describe_behaviour(
         test: what is measured.
         scorer: ranks both.
         second: another scorer of the test pools; without one the section `transfer` is left out.
-        params: bound on harm, number of samples, resamples, confidence.
+        params: bound on harm and its level, number of samples, resamples, confidence.
         seed: of the bootstrap and the randomisation test.
+        carried_threshold: one that another run has chosen, None where val is to choose.
     """
-    sure = Bootstrap(params, seed)
+    sure = Bootstrap(params, seed, test.queries)
     ranked = {method: split_by_rank(table, method, sure) for method in RANKED_METHODS}
-    threshold = probe_threshold(val, probed.forced_val, test, probed.forced_test, scorer, params.harm_bound, sure)
+    limit = RiskLimit(params.harm_bound, params.harm_level)
+    threshold = probe_threshold(
+        val, probed.forced_val, test, probed.forced_test, scorer, limit, sure, carried=carried_threshold
+    )
     selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, params.num_samples, sure)
     tree: dict[str, Any] = {
         "by_baseline_rank": {

@@ -23,6 +23,7 @@ from pipeline.core.significance import (
     randomisation_test,
 )
 from pipeline.evaluation.methods import METHODS
+from pipeline.evaluation.query_set import number_pictures
 from pipeline.types import Pool, Query, QueryResult
 
 F64 = npt.NDArray[np.float64]
@@ -31,7 +32,10 @@ RECALL_DEPTHS = (1, 5, 10, 20)
 SPLIT_TAG = "split"
 INFOSEEK_SPLITS = ("unseen_question", "unseen_entity")
 INFOSEEK_METRICS = ("cond_recall_at_1", "recall_at_1")
-PAIRS = (("rgrpo", "full"), ("rgrpo", "sft"))
+PAIRS = (("rgrpo", "base"), ("rgrpo", "sft"), ("sft", "base"), ("rgrpo", "full"))
+# Of the better r-GRPO over the best rule, as val names them.
+BEST_PAIR = "rgrpo_minus_best_rule"
+PAIR_METRICS = ("cond_recall_at_1", "mrr")
 METRICS = (
     "mrr",
     "ndcg",
@@ -87,7 +91,8 @@ class EvalReport:
         num_with_positive: those whose pool holds a positive.
         provenance: hashes of parameters, data and pools, commit, seed, confidence.
         methods: method -> metric -> interval, None where there is no value.
-        paired: `a_minus_b` -> metric -> difference.
+        paired: `a_minus_b` -> metric -> difference; None where there is no value.
+        choices: what val chose, as plain values; `evaluation/val_choices.py` says what lies in it.
         behaviour: how the trained policy decides; `evaluation/behaviour.py` says what lies in it.
         breakdown: tag -> value -> method -> metric -> share.
         infoseek: method -> metric -> score over InfoSeek's splits; empty unless both have test queries.
@@ -98,15 +103,16 @@ class EvalReport:
     provenance: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Interval | None]]
     paired: Mapping[str, Mapping[str, Difference | None]]
+    choices: Mapping[str, Any]
     behaviour: Mapping[str, Any]
     breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
     infoseek: Mapping[str, Mapping[str, SplitScore]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values; the provenance lies at the top level."""
+        """Return plain JSON values; the provenance and what val chose lie at the top level."""
         tree = asdict(self)
-        provenance: dict[str, Any] = tree.pop("provenance")
-        return provenance | tree
+        top_level: dict[str, Any] = tree.pop("provenance") | tree.pop("choices")
+        return top_level | tree
 
 
 class ResultTable:
@@ -175,6 +181,7 @@ def compute_report(
     *,
     seed: int,
     provenance: Mapping[str, Any],
+    choices: Mapping[str, Any],
     behaviour: Mapping[str, Any],
 ) -> EvalReport:
     """Compute every figure of the report.
@@ -185,16 +192,21 @@ def compute_report(
         params: number of resamples and confidence.
         seed: of the bootstrap and the randomisation test.
         provenance: hashes that name this evaluation.
+        choices: plain values, from `ValChoices.as_json`.
         behaviour: plain values, from `describe_behaviour`.
     """
-    sure = Bootstrap(params, seed)
+    sure = Bootstrap(params, seed, queries)
     methods = [method for method in METHODS if method in table.rows]
     return EvalReport(
         num_queries=len(table.query_ids),
         num_with_positive=int(table.has_positive_Q.sum()),
         provenance=provenance,
         methods={m: {name: sure.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
-        paired={f"{a}_minus_{b}": _compare(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+        paired={
+            BEST_PAIR: compare_pair(table, choices["best_rgrpo"], choices["best_rule"], sure),
+            **{f"{a}_minus_{b}": compare_pair(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+        },
+        choices=choices,
         behaviour=behaviour,
         breakdown=_break_down(table, queries, methods, sure),
         infoseek=_score_infoseek(table, queries, methods, sure),
@@ -202,19 +214,26 @@ def compute_report(
 
 
 def compute_difference(
-    a_Q: F64, b_Q: F64, denominator_Q: F64, params: EvaluateParams, *, seed: int
+    a_Q: F64, b_Q: F64, denominator_Q: F64, queries: Sequence[Query], params: EvaluateParams, *, seed: int
 ) -> Difference | None:
     """Return mean(a) - mean(b) over the queries that count, with its paired interval and p value."""
-    return Bootstrap(params, seed).difference(a_Q, b_Q, denominator_Q)
+    return Bootstrap(params, seed, queries).difference(a_Q, b_Q, denominator_Q)
 
 
 class Bootstrap:
-    """Intervals of figures and of paired differences, from resampled queries."""
+    """Intervals of figures and of paired differences, from resampled pictures.
 
-    def __init__(self, params: EvaluateParams, seed: int) -> None:
+    Args:
+        params: number of resamples and confidence.
+        seed: fixes the draws.
+        queries: those that every figure is over; queries of one picture are drawn together.
+    """
+
+    def __init__(self, params: EvaluateParams, seed: int, queries: Sequence[Query]) -> None:
         self._num_resamples = params.num_resamples
         self._confidence = params.confidence
         self._seed = seed
+        self._picture_Q = number_pictures(queries)
 
     def interval(self, numerator_Q: F64, denominator_Q: F64) -> Interval | None:
         """Return the ratio of sums, or None where the denominator is empty."""
@@ -226,6 +245,7 @@ class Bootstrap:
             num_resamples=self._num_resamples,
             confidence=self._confidence,
             seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
 
     def harmonic_mean(self, rates_Q: Sequence[tuple[F64, F64]]) -> Interval | None:
@@ -233,7 +253,11 @@ class Bootstrap:
         if any(denominator_Q.sum() == 0 for _, denominator_Q in rates_Q):
             return None
         return bootstrap_harmonic_mean(
-            rates_Q, num_resamples=self._num_resamples, confidence=self._confidence, seed=self._seed
+            rates_Q,
+            num_resamples=self._num_resamples,
+            confidence=self._confidence,
+            seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
 
     def difference(self, a_Q: F64, b_Q: F64, denominator_Q: F64) -> Difference | None:
@@ -248,15 +272,25 @@ class Bootstrap:
             num_resamples=self._num_resamples,
             confidence=self._confidence,
             seed=self._seed,
+            cluster_Q=self._picture_Q,
         )
         counts = denominator_Q > 0
-        p_value = randomisation_test(a_Q[counts], b_Q[counts], num_resamples=self._num_resamples, seed=self._seed)
+        p_value = randomisation_test(
+            a_Q[counts],
+            b_Q[counts],
+            num_resamples=self._num_resamples,
+            seed=self._seed,
+            cluster_Q=self._picture_Q[counts],
+        )
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 
-def _compare(table: ResultTable, a: str, b: str, sure: Bootstrap) -> dict[str, Difference | None]:
-    differences = {}
-    for metric in ("cond_recall_at_1", "mrr"):
+def compare_pair(table: ResultTable, a: str | None, b: str | None, sure: Bootstrap) -> dict[str, Difference | None]:
+    """Return metric -> a minus b, without values where val has named no such method."""
+    differences: dict[str, Difference | None] = dict.fromkeys(PAIR_METRICS)
+    if a is None or b is None:
+        return differences
+    for metric in PAIR_METRICS:
         a_Q, denominator_Q = table.compute_terms(a, metric)
         differences[metric] = sure.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
     return differences

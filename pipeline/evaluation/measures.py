@@ -7,7 +7,8 @@ from typing import Final
 
 from pipeline.core.significance import Interval
 from pipeline.evaluation.figures import METRICS, Bootstrap, Difference, ResultTable
-from pipeline.evaluation.methods import Choice, QuerySet, Scorer, choose_full, score_choices
+from pipeline.evaluation.methods import Choice, QuerySet, Scorer, choose_full
+from pipeline.evaluation.rows import score_choices
 
 CHOICE_METRICS: Final = tuple(name for name in METRICS if name != "headroom")
 """Headroom is a share of the oracle's gain, and there is no oracle here."""

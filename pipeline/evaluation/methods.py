@@ -1,12 +1,17 @@
-"""The methods compared: each turns test queries into decisions, and those into rankings of one pool each.
+"""The methods compared: each turns queries into decisions; rows.py turns those into rankings of one pool each.
 
-full         the whole image: the baseline that re-ranking starts from.
-centre       the middle crop of half the width and half the height, whatever the picture shows.
-random       one seeded crop a query, its side between the smallest and largest scale of region search.
-base         the vision-language model before any training here.
-sft, rgrpo   the policy after warm-up, and after r-GRPO.
-rgrpo_blind  the same policy asked about a grey picture; what it still gains, it gains without looking.
-oracle       the best view that region search finds with the relevance known: a ceiling, no competitor.
+full                the whole image: the baseline that re-ranking starts from.
+centre              the middle crop of half the width and half the height, whatever the picture shows.
+random              one seeded crop a query, its side between the smallest and largest scale of region search.
+base                the vision-language model before any training here.
+base_grown, base_grown_or_full, base_grown_fused
+                    rules that nobody trained on top of it, in rules.py: what a training must beat.
+sft, rgrpo          the policy after warm-up, and after r-GRPO.
+rgrpo_fused         r-GRPO's crop and the full image, their scores averaged by a weight chosen on val.
+rgrpo_blind         the same policy asked about a grey picture; what it still gains, it gains without looking.
+perfect             the box around the thing asked about, where the data have one: a ceiling of pointing.
+oracle              the best view that region search finds with the relevance known: a ceiling of the search, whose
+                    boxes partly fit the scorer's noise.
 
 A malformed answer is a miss: no ranking, reciprocal rank 0. It is never scored as the full image.
 """
@@ -14,7 +19,7 @@ A malformed answer is a miss: no ranking, reciprocal rank 0. It is never scored 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,17 +29,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config import Params, SearchParams
-from pipeline.core.boxes import compute_iou
-from pipeline.core.ranking import rank_candidates
-from pipeline.core.region_search import build_grid, refine_boxes
 from pipeline.images import load_upright
 from pipeline.progress import track
-from pipeline.types import Box, Crop, Decision, KeepFull, Malformed, Outcome, Pool, Query, QueryResult
+from pipeline.types import Box, Crop, Decision, KeepFull, Outcome, Pool, Query
 
-METHODS = ("full", "centre", "random", "base", "sft", "rgrpo", "rgrpo_blind", "oracle")
+METHODS = (
+    "full", "centre", "random", "base", "base_grown", "base_grown_or_full", "base_grown_fused",
+    "sft", "rgrpo", "rgrpo_fused", "rgrpo_blind", "perfect", "oracle",
+)  # fmt: skip
 CENTRE_BOX = Box(0.25, 0.25, 0.75, 0.75)
 GREY = (128, 128, 128)
-_ORACLE_CHUNK = 16
 Said = TypeVar("Said")
 
 
@@ -113,6 +117,11 @@ def choose_random(queries: Sequence[Query], search: SearchParams, seed: int) -> 
     return [(Crop(_draw_box(query.query_id, search, seed)), None) for query in queries]
 
 
+def choose_perfect(queries: Sequence[Query]) -> list[Choice]:
+    """Crop what the question asks about; keep the full image where the data do not say where that is."""
+    return [(KeepFull() if query.target_box is None else Crop(query.target_box), None) for query in queries]
+
+
 def ask_policy(
     policy: DecidingPolicy,
     queries: Sequence[Query],
@@ -154,85 +163,6 @@ def ask_in_batches(
             said += ask(images, [query.question for query in batch])
             advance(len(batch))
     return said
-
-
-def search_oracle(scorer: Scorer, pools: Sequence[Pool], search: SearchParams) -> list[Choice]:
-    """Find each pool's best view with its relevance known: the grid, then neighbours of the best crop so far.
-
-    Views are compared by reciprocal rank, then by margin; the full image takes part and wins ties. A pool
-    whose first candidate is relevant keeps the full image, since no view ranks it better; so does a pool
-    without a positive, since no view can help it.
-    """
-    grid = build_grid(search.scales, search.stride)
-    chosen: dict[str, Box | None] = {pool.query_id: None for pool in pools}
-    ids = [pool.query_id for pool in pools if pool.has_positive and not pool.relevance[0]]
-    with track("evaluate: oracle", len(ids)) as advance:
-        for chunk in (ids[start : start + _ORACLE_CHUNK] for start in range(0, len(ids), _ORACLE_CHUNK)):
-            chosen |= _pick_best(scorer, dict.fromkeys(chunk, (None, *grid)))
-            for _ in range(search.num_refinements):
-                best = {query_id: box for query_id in chunk if (box := chosen[query_id]) is not None}
-                chosen |= _pick_best(scorer, {query_id: (box, *refine_boxes(box)) for query_id, box in best.items()})
-            advance(len(chunk))
-    return [(KeepFull() if (box := chosen[pool.query_id]) is None else Crop(box), None) for pool in pools]
-
-
-def score_choices(
-    method: str, choices: Sequence[Choice], queries: Sequence[Query], pools: Sequence[Pool], scorer: Scorer
-) -> list[QueryResult]:
-    """Rank every pool by the view its choice names; one row per query, none left out."""
-    rows: dict[int, QueryResult] = {}
-    readable = [i for i, (decision, _) in enumerate(choices) if not isinstance(decision, Malformed)]
-    views = [(queries[i].query_id, _box_of(choices[i][0])) for i in readable]
-    for i, (_, box), view in zip(readable, views, scorer.score_views(views), strict=True):
-        order_K = rank_candidates(view.scores_K)
-        target = queries[i].target_box
-        rows[i] = QueryResult(
-            query_id=queries[i].query_id,
-            method=method,
-            decision="full" if box is None else "region",
-            box=box,
-            doc_ids=tuple(pools[i].doc_ids[k] for k in order_K),
-            scores=tuple(float(view.scores_K[k]) for k in order_K),
-            first_rank=view.outcome.first_rank,
-            reciprocal_rank=view.outcome.reciprocal_rank,
-            ndcg=view.outcome.ndcg,
-            margin=view.outcome.margin,
-            iou=None if box is None or target is None else compute_iou(box, target),
-            completion=choices[i][1],
-        )
-    return [rows[i] if i in rows else _miss(method, queries[i], choices[i][1]) for i in range(len(queries))]
-
-
-def _miss(method: str, query: Query, completion: str | None) -> QueryResult:
-    return QueryResult(
-        query_id=query.query_id,
-        method=method,
-        decision="malformed",
-        box=None,
-        doc_ids=(),
-        scores=(),
-        first_rank=None,
-        reciprocal_rank=0.0,
-        ndcg=0.0,
-        margin=None,
-        iou=None,
-        completion=completion,
-    )
-
-
-def _pick_best(scorer: Scorer, boxes: Mapping[str, tuple[Box | None, ...]]) -> dict[str, Box | None]:
-    views = [(query_id, box) for query_id, choices in boxes.items() for box in choices]
-    best: dict[str, tuple[tuple[float, float], Box | None]] = {}
-    for (query_id, box), view in zip(views, scorer.score_views(views), strict=True):
-        margin = view.outcome.margin
-        value = (view.outcome.reciprocal_rank, 0.0 if margin is None else margin)
-        if query_id not in best or value > best[query_id][0]:
-            best[query_id] = (value, box)
-    return {query_id: box for query_id, (_, box) in best.items()}
-
-
-def _box_of(decision: Decision) -> Box | None:
-    return decision.box if isinstance(decision, Crop) else None
 
 
 def _draw_box(query_id: str, search: SearchParams, seed: int) -> Box:

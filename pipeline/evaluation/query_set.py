@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import QuerySet
 from pipeline.store import load_pools, load_queries
-from pipeline.types import Pool, Split
+from pipeline.types import Pool, Query, Split
 from pipeline.workspace import Workspace
 
 
@@ -29,7 +32,16 @@ def load_query_set(workspace: Workspace, split: Split) -> QuerySet:
     return QuerySet(queries, [by_id[query.query_id] for query in queries])
 
 
+def number_pictures(queries: Sequence[Query]) -> npt.NDArray[np.int64]:
+    """Return (Q,) the picture of each query as a number: what intervals draw whole (docs/method.md, D22).
+
+    `prepare` gives one path to pictures of the same bytes, so the path is the picture.
+    """
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(query.image_path, len(numbers)) for query in queries], dtype=np.int64)
+
+
 def hash_pools(pools: Sequence[Pool]) -> str:
-    """Return the hash that names the test pools: queries, candidates and their relevance."""
+    """Return the hash that names the pools of a split: queries, candidates and their relevance."""
     content = [[pool.query_id, pool.doc_ids, pool.relevance, pool.num_relevant] for pool in pools]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

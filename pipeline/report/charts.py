@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.table import METHOD_LABELS
+from pipeline.report.table import METHOD_GROUPS, METHOD_LABELS
 from pipeline.report.theme import INK, METHOD_COLOURS, OTHER, PERCENT, POLICY, AnyChart, Row, scale_of
 from pipeline.types import Box
 
@@ -28,19 +28,35 @@ _NAME_ODDS: Final = (
 
 
 def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart:
-    """Return one dot with its interval a method; a method without value has no row."""
+    """Return one dot with its interval a method, a line between groups; a method without value has no row."""
+    shown = [method for method, metrics in report["methods"].items() if metrics[metric] is not None]
     rows = [
-        {"method": METHOD_LABELS[method], "colour": _colour_of(method), **_take(metrics[metric])}
-        for method, metrics in report["methods"].items()
-        if metrics[metric] is not None
+        {
+            "method": METHOD_LABELS[method],
+            "colour": _colour_of(method),
+            "opens_group": method in (_find_first(group, shown) for group in METHOD_GROUPS[1:]),
+            **_take(report["methods"][method][metric]),
+        }
+        for method in shown
     ]
+    order = [row["method"] for row in rows]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("method:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, labelColor=INK)),
+        y=alt.Y("method:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelColor=INK)),
         color=alt.Color("colour:N", scale=None),
         tooltip=["method:N", *_tell_interval(title)],
     )
     share = alt.Scale(domain=[0, 1])
     axis = alt.Axis(format=PERCENT, tickCount=5, title=f"{title}, share of queries")
+    # The edge above a group's first row; on the band's edge, so that it lies between two methods.
+    edge = (
+        base.transform_filter("datum.opens_group")
+        .mark_rule(strokeDash=[2, 3])
+        .encode(
+            y=alt.Y("method:N", sort=order, bandPosition=0),
+            color=alt.value("var(--line)"),
+            tooltip=alt.TooltipValue(None),
+        )
+    )
     whisker = base.mark_rule(strokeWidth=3, strokeCap="round", opacity=0.55).encode(
         x=alt.X("low:Q", scale=share, axis=axis), x2="high:Q"
     )
@@ -49,7 +65,7 @@ def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart
     # A label near the right edge would be cut, so it stands on the other side there.
     right = text.transform_filter("datum.high <= 0.75").mark_text(align="left", dx=8).encode(x="high:Q")
     left = text.transform_filter("datum.high > 0.75").mark_text(align="right", dx=-8).encode(x="low:Q")
-    return alt.layer(whisker, dot, right, left).properties(height=42 * len(rows))
+    return alt.layer(edge, whisker, dot, right, left).properties(height=42 * len(rows))
 
 
 def draw_rates_by_rank(
@@ -207,6 +223,10 @@ def draw_threshold(threshold: Mapping[str, Any], metric: str, title: str, *, bou
             .encode(y="at:Q", tooltip=alt.Tooltip("at:Q", title="bound", format=".1%"))
         )
     return alt.layer(lines, *marks).properties(height=220)
+
+
+def _find_first(group: Sequence[str], shown: Sequence[str]) -> str | None:
+    return next((method for method in shown if method in group), None)
 
 
 def _colour_of(method: str) -> str:

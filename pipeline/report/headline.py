@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.table import METHOD_LABELS, format_mean, format_range
+from pipeline.report.table import BEST_PAIR, METHOD_LABELS, format_difference, format_mean, format_range, name_pair
 
 _METRIC = "cond_recall_at_1"
+_CEILINGS = ("perfect", "oracle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +26,46 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
 
 
 def _write_result(report: Mapping[str, Any]) -> str:
+    """Say how r-GRPO stands to the best method that nobody trained, or to the full image where val names none."""
     methods = report["methods"]
-    difference = report["paired"]["rgrpo_minus_full"][_METRIC]
+    named = report["best_rule"] is not None
+    pair = BEST_PAIR if named else "rgrpo_minus_full"
+    difference = report["paired"][pair][_METRIC]
     if difference is None:
         return "No pool of the test queries holds a positive, so no method can rank one first."
-    gain = _name_direction(difference["low"], difference["high"])
+    ours, bar = (report["best_rgrpo"], report["best_rule"]) if named else ("rgrpo", "full")
+    shown = dict.fromkeys((ours, bar, "full"))
+    figures = [f"{_name(name, report)} {_say(methods[name][_METRIC])}" for name in shown]
     return (
-        f"{gain} With r-GRPO's view {_say(methods['rgrpo'][_METRIC])} of the {report['num_with_positive']:,} queries "
-        f"whose pool holds a positive have one ranked first, with the full image {_say(methods['full'][_METRIC])}."
+        f"{_name_direction(difference, _name(bar, report))} Share of the {report['num_with_positive']:,} queries whose "
+        f"pool holds a positive that have one ranked first: {', '.join(figures)}."
     )
 
 
-def _name_direction(low: float, high: float) -> str:
-    if low > 0:
-        return "Cropping by the policy ranks more answers first than the full image does."
-    if high < 0:
-        return "Cropping by the policy ranks fewer answers first than the full image does."
-    return "No clear difference between the policy and the full image: the interval of the difference holds 0."
+def _name(method: str, report: Mapping[str, Any]) -> str:
+    if method == "full":
+        return "the full image"
+    is_bar = method == report["best_rule"]
+    return f"the best rule ({METHOD_LABELS[method]})" if is_bar else METHOD_LABELS[method]
+
+
+def _name_direction(difference: Mapping[str, Any], bar: str) -> str:
+    if difference["low"] > 0:
+        return f"The trained policy ranks more answers first than {bar} does."
+    if difference["high"] < 0:
+        return f"The trained policy ranks fewer answers first than {bar} does."
+    return f"No clear difference between the trained policy and {bar}: the interval of the difference holds 0."
 
 
 def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
     methods, num = report["methods"], report["num_queries"]
     policy = methods["rgrpo"]
+    lines = [_compare_with_rule(report)]
     lost = f"Harm: {_count(policy['harm_rate'], num)} queries that the full image gets right the policy gets wrong"
     given = policy["harm_given_first"]
     lost += "." if given is None else f", {_say(given)} of those it gets right."
     malformed = f"Malformed: {_count(policy['malformed_rate'], num)} answers are no decision; each counts as a miss."
-    lines = [lost, malformed]
+    lines += [lost, malformed]
     if policy["headroom"] is not None:
         reached = _say(policy["headroom"])
         lines.append(f"Headroom: {reached} of the oracle's gain is reached; 100 % is the most that a view can bring.")
@@ -62,15 +76,27 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _compare_with_rule(report: Mapping[str, Any]) -> str:
+    if report["best_rule"] is None:
+        return "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
+    ours, bar = name_pair(BEST_PAIR, report)
+    difference = report["paired"][BEST_PAIR][_METRIC]
+    harms = [_say(report["methods"][report[name]]["harm_rate"]) for name in ("best_rgrpo", "best_rule")]
+    return (
+        f"Over what nobody trained: {ours} minus {bar} is {format_difference(difference, 'share')}, with harm "
+        f"{harms[0]} against {harms[1]}. Both were named by val."
+    )
+
+
 def _list_rivals(methods: Mapping[str, Any]) -> str:
-    """Name the methods, oracle apart, whose mean is not below r-GRPO's interval."""
+    """Name the methods, ceilings and r-GRPO's own variants apart, whose mean is not below r-GRPO's interval."""
     policy = methods["rgrpo"][_METRIC]
     if policy is None:
         return ""
     rivals = [
         f"{METHOD_LABELS[name]} ({_say(metrics[_METRIC])}, harm {_say(metrics['harm_rate'])})"
         for name, metrics in methods.items()
-        if name not in ("rgrpo", "oracle") and metrics[_METRIC]["mean"] >= policy["low"]
+        if name not in ("rgrpo", "rgrpo_fused", *_CEILINGS) and metrics[_METRIC]["mean"] >= policy["low"]
     ]
     return ", ".join(rivals)
 

@@ -23,7 +23,10 @@ _KIND_TITLES: Final[Mapping[Kind, tuple[str, str]]] = {
     "kept": ("Abstentions", "it kept the full image"),
 }
 _SECTION_METRICS: Final = ("cond_recall_at_1", "mrr", "rc_rate", "harm_rate", "malformed_rate")
-PROVENANCE: Final = ("params_sha256", "data_md5", "pools_sha256", "git_commit", "seed", "confidence", "pool_size")
+PROVENANCE: Final = (
+    "params_sha256", "data_md5", "pools_sha256", "val_pools_sha256", "policy_digest", "git_commit", "seed",
+    "confidence", "pool_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +84,9 @@ def render_page(inputs: ReportInputs) -> str:
         decision_columns=[column for column in table.COLUMNS if column.metric in table.DECISION_METRICS],
         section_columns=[column for column in table.COLUMNS if column.metric in _SECTION_METRICS],
         labels=table.METHOD_LABELS,
+        best_pair=table.BEST_PAIR,
+        name_pair=table.name_pair,
+        describe_setting=table.describe_setting,
         notes=table.METHOD_NOTES,
         mean=table.format_mean,
         span=table.format_range,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report import charts
+from pipeline.report.table import format_mean
 from pipeline.report.theme import INK, REGION, AnyChart, Row, build_spec
 from pipeline.types import Box
 
@@ -52,7 +53,8 @@ def _draw_methods(report: Mapping[str, Any]) -> Figure:
         "methods",
         "Positive ranked first, by method",
         f"CondR@1: share of the {report['num_with_positive']:,} queries whose pool holds a positive. Dot: mean; line: "
-        f"{100 * report['confidence']:g} % bootstrap interval over queries. The oracle knows the answers.",
+        f"{100 * report['confidence']:g} % bootstrap interval over pictures. From the top: fixed views; the "
+        "base policy and rules on it, which nobody trained; what was trained here; ceilings, which know the answer.",
         charts.draw_methods(report, "cond_recall_at_1", "CondR@1"),
     )
 
@@ -101,15 +103,32 @@ def _draw_coverage(crops: Sequence[Box], targets: Sequence[Box]) -> list[Figure]
     ]
 
 
+def _describe_choice(threshold: Mapping[str, Any]) -> str:
+    """Return what was chosen, on what evidence, and how it did on test."""
+    chosen, evidence = threshold["chosen"], threshold["val"]
+    if chosen is None:
+        return "no val query has a positive in its pool, so no threshold is chosen"
+    confidence = f"{100 * (1.0 - threshold['harm_level']):g} %"
+    if chosen > 1.0:
+        return (
+            f"no threshold that crops is shown by {evidence['num_pictures']:,} val pictures, at {confidence} "
+            "confidence, to keep it and to rank more answers first: never crop"
+        )
+    harm = threshold["test"]["harm_rate"]
+    return (
+        f"chosen on val: {chosen:.4g} (dashed), which harms {evidence['num_harmed']:,} of {evidence['num_pictures']:,} "
+        f"val pictures, so at most {100 * evidence['upper_limit']:.2g} % of all at {confidence} confidence; on test it "
+        f"harms {format_mean(harm, 'share')} of the queries"
+    )
+
+
 def _draw_threshold(threshold: Mapping[str, Any]) -> list[Figure]:
-    chosen = threshold["chosen"]
-    said = "no threshold keeps it" if chosen is None else f"chosen on val: {chosen:.4g} (dashed)"
+    bound = f"{100 * threshold['harm_bound']:g} %"
     return [
         make_figure(
             "threshold_harm",
             "Harm against the threshold",
-            f"Share of all queries that lose their first place. Line: bound of "
-            f"{100 * threshold['harm_bound']:g} %; {said}.",
+            f"Share of all queries that lose their first place. Line: bound of {bound}; {_describe_choice(threshold)}.",
             charts.draw_threshold(threshold, "harm_rate", "harm", bound=threshold["harm_bound"]),
         ),
         make_figure(

@@ -8,27 +8,47 @@ from typing import Any, Literal
 
 Kind = Literal["score", "share"]
 NO_VALUE = "n/a"
+BEST_PAIR = "rgrpo_minus_best_rule"
+"""Of the better r-GRPO over the best rule: report.json names both, as val chose them."""
 
 METHOD_LABELS: Mapping[str, str] = {
     "full": "full image",
     "centre": "centre crop",
     "random": "random crop",
     "base": "base VLM",
+    "base_grown": "base, grown",
+    "base_grown_or_full": "base, grown/full",
+    "base_grown_fused": "base, fused",
     "sft": "SFT",
     "rgrpo": "r-GRPO",
+    "rgrpo_fused": "r-GRPO, fused",
     "rgrpo_blind": "r-GRPO, blind",
+    "perfect": "perfect (ceiling)",
     "oracle": "oracle (ceiling)",
 }
+
+METHOD_GROUPS = (
+    ("full", "centre", "random"),
+    ("base", "base_grown", "base_grown_or_full", "base_grown_fused"),
+    ("sft", "rgrpo", "rgrpo_fused", "rgrpo_blind"),
+    ("perfect", "oracle"),
+)
+"""Fixed views; what nobody trained here; what was trained here; ceilings, which know the answer."""
 
 METHOD_NOTES: Mapping[str, str] = {
     "full": "the whole query image: where re-ranking starts from",
     "centre": "the middle half of width and height, always",
     "random": "one seeded random crop a query",
     "base": "the vision-language model before any training here",
+    "base_grown": "rule: its box, grown on every side",
+    "base_grown_or_full": "rule: that crop, or the full image where the scorer is surer of that; no label is read",
+    "base_grown_fused": "rule: weighted mean of the scores of that crop and of the full image",
     "sft": "after warm-up on labels of the frozen scorer",
     "rgrpo": "after r-GRPO: the method",
+    "rgrpo_fused": "weighted mean of the scores of its crop and of the full image",
     "rgrpo_blind": "the same policy shown a grey picture; its crop is cut from the real one",
-    "oracle": "best view of region search with the relevance known: no method can know it",
+    "perfect": "the box around the thing asked about, where the data have one: a ceiling of pointing",
+    "oracle": "region search that knows the answers; a ceiling whose boxes partly fit the scorer's noise",
 }
 
 
@@ -66,6 +86,36 @@ COLUMNS = (
 
 DECISION_METRICS = frozenset({"rc_rate", "harm_rate", "harm_given_first", "malformed_rate", "iou"})
 """Metrics of what a method decides; the others are metrics of the ranking."""
+
+
+def name_pair(pair: str, report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the two methods of a paired difference are called; the best ones by the names that val gave them."""
+    first, second = pair.split("_minus_")
+    if second != "best_rule":
+        return METHOD_LABELS[first], METHOD_LABELS[second]
+    if report["best_rule"] is None:
+        return METHOD_LABELS[first], "best rule (val names none)"
+    return METHOD_LABELS[report["best_rgrpo"]], f"best rule ({METHOD_LABELS[report['best_rule']]})"
+
+
+def describe_setting(chosen: Mapping[str, Any]) -> str:
+    """Return a rule's numbers in words.
+
+    >>> describe_setting({"margin": 0.1, "gap_ratio": None, "weight": 0.6, "kept_weight": None})
+    'box grown by 10 % a side; scores 60 % crop, 40 % full image'
+    """
+    margin = chosen["margin"]
+    words = [f"box grown by {100 * margin:g} % a side" if margin else "box not grown"]
+    if chosen["gap_ratio"] is not None:
+        lead = f"{chosen['gap_ratio']:g} times the full image's lead"
+        words.append(f"crop where its best candidate leads by more than {lead}")
+    if chosen["weight"] is not None:
+        share = 100 * chosen["weight"]
+        words.append(f"scores {share:g} % crop, {100 - share:g} % full image")
+    if chosen["kept_weight"]:
+        share = 100 * chosen["kept_weight"]
+        words.append(f"where the policy keeps the full image {share:g} % of what it would have cropped")
+    return "; ".join(words)
 
 
 def format_number(value: float, kind: Kind) -> str:

@@ -20,12 +20,19 @@ POLICY: Final = "var(--policy)"
 INK: Final = "var(--ink)"
 SOFT: Final = "var(--soft)"
 OTHER: Final = "var(--other)"
+RULE: Final = "var(--rule)"
+CEILING: Final = "var(--ceiling)"
 METHOD_COLOURS: Final[Mapping[str, str]] = {
     "full": FULL,
     "base": OTHER,
+    "base_grown": RULE,
+    "base_grown_or_full": RULE,
+    "base_grown_fused": RULE,
     "sft": "var(--sft)",
     "rgrpo": POLICY,
-    "oracle": "var(--ceiling)",
+    "rgrpo_fused": POLICY,
+    "perfect": CEILING,
+    "oracle": CEILING,
 }
 PERCENT: Final = ".0%"
 

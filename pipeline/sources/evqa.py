@@ -37,7 +37,7 @@ class EvqaSource:
     """Reads E-VQA's annotation files and knowledge base."""
 
     datasets: frozenset[str] = EVQA_DATASETS
-    protocol_reasons: frozenset[str] = frozenset({"two_hop", "split_leak"})
+    protocol_reasons: frozenset[str] = frozenset({"two_hop", "split_leak", "split_lookalike"})
 
     def __init__(self, files: SourceFiles, max_text_chars: int) -> None:
         self._files = files
@@ -105,7 +105,7 @@ class EvqaSource:
         return QueryCandidate(
             source_id=source_id,
             query_id=query_id,
-            split=split,
+            split=self._files.val_cut.place(split, cells["wikipedia_url"]),
             question=cells["question"],
             image_path=image_path,
             relevant_doc_ids=(cells["wikipedia_url"],),

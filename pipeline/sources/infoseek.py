@@ -57,7 +57,7 @@ class _Article(_Row):
 class InfoseekSource:
     """Reads InfoSeek's published files."""
 
-    protocol_reasons: frozenset[str] = frozenset({"repeated_entity", "split_leak"})
+    protocol_reasons: frozenset[str] = frozenset({"repeated_entity", "split_leak", "split_lookalike"})
 
     def __init__(self, files: SourceFiles, max_text_chars: int) -> None:
         self._files = files
@@ -125,7 +125,7 @@ class InfoseekSource:
         return QueryCandidate(
             source_id=source_id,
             query_id=row.data_id,
-            split=split,
+            split=split if entity_id is None else self._files.val_cut.place(split, entity_id),
             question=row.question,
             image_path=image_path,
             relevant_doc_ids=() if entity_id is None else (entity_id,),

@@ -7,19 +7,22 @@ reasons. Documents stream through: only ids and verdicts stay in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pipeline.config import DataParams
+from pipeline.core.lookalikes import Fingerprint, find_lookalikes
 from pipeline.errors import DataError, write_on_one_line
 from pipeline.images import ImageFacts
 from pipeline.progress import Advance, track
 from pipeline.sources import DocumentCandidate, QueryCandidate, Source
 from pipeline.sources.inspection import BATCH_SIZE, ImageReport, PictureInspector, split_batches
 from pipeline.sources.ledger import DocumentLedger
-from pipeline.types import Box, Document, Reject
+from pipeline.types import Box, Document, Reject, Split
+
+Lookalikes = Mapping[str, Sequence[str]]
 
 MAX_ROWS_NAMED: Final = 10
 MAX_DETAIL_CHARS: Final = 400
@@ -34,6 +37,7 @@ class Judgement:
         queries: query rows of the right shape.
         kept_queries: those that stay, with the relevant documents that exist.
         images: what decoding the queries' pictures found.
+        lookalikes: hash of a picture -> hashes of those that look the same and are used in another split.
         rejects: rows left out or cut short, in file order.
         num_query_rows: raw query rows.
         num_image_queries: query rows that ask for a picture, whether their id has a file name or not.
@@ -46,6 +50,7 @@ class Judgement:
     queries: Sequence[QueryCandidate]
     kept_queries: Sequence[QueryCandidate]
     images: ImageReport
+    lookalikes: Lookalikes
     rejects: Sequence[Reject]
     num_query_rows: int
     num_image_queries: int
@@ -96,8 +101,9 @@ def judge(
     queries, misshapen = _divide(source.read_queries())
     paths = dict.fromkeys(query.image_path for query in queries)
     with track("prepare: query images", len(paths)) as advance:
-        images = inspector.inspect(paths, advance)
-    kept, rejected = _judge_queries(queries, ledger, images)
+        images = inspector.inspect(paths, advance, look=True)
+    lookalikes = match_lookalikes(queries, images)
+    kept, rejected = _judge_queries(queries, ledger, images, lookalikes)
     rejects = _in_file_order([*rejects, *misshapen, *rejected])
     dropped = {reject.source_id for reject in rejects if reject.reason in source.protocol_reasons}
     missing = {reject.source_id for reject in rejects if source.census and reject.reason == "image_missing"}
@@ -107,6 +113,7 @@ def judge(
         queries=queries,
         kept_queries=kept,
         images=images,
+        lookalikes=lookalikes,
         rejects=rejects,
         num_query_rows=len(queries) + len(misshapen),
         num_image_queries=len(queries) + sum(reject.reason == "image_missing" for reject in misshapen),
@@ -114,6 +121,22 @@ def judge(
         num_missing_images=len(missing),
         counted_rejects=[reject for reject in rejects if reject.source_id not in apart],
     )
+
+
+def match_lookalikes(queries: Iterable[QueryCandidate], images: ImageReport) -> Lookalikes:
+    """Return which pictures look the same and are used in different splits; those of the same bytes are left out."""
+    used: dict[tuple[str, Split], Fingerprint] = {}
+    for query in queries:
+        fact = images[query.image_path]
+        if isinstance(fact, ImageFacts) and fact.fingerprint is not None:
+            used.setdefault((fact.sha256, query.split), fact.fingerprint)
+    hashes = [sha256 for sha256, _ in used]
+    found: dict[str, list[str]] = {}
+    for one, other in find_lookalikes(list(used.values()), [split for _, split in used]):
+        if hashes[one] != hashes[other]:
+            found.setdefault(hashes[one], []).append(hashes[other])
+            found.setdefault(hashes[other], []).append(hashes[one])
+    return found
 
 
 def check_rates(judgement: Judgement, params: DataParams, where: Path) -> None:
@@ -210,7 +233,7 @@ def _find_document_fault(document: DocumentCandidate, earlier_row: str | None, i
 
 
 def _judge_queries(
-    queries: Sequence[QueryCandidate], ledger: DocumentLedger, images: ImageReport
+    queries: Sequence[QueryCandidate], ledger: DocumentLedger, images: ImageReport, lookalikes: Lookalikes
 ) -> tuple[list[QueryCandidate], list[Reject]]:
     kept: list[QueryCandidate] = []
     rejects: list[Reject] = []
@@ -227,16 +250,39 @@ def _judge_queries(
         if len(missing) == len(query.relevant_doc_ids):
             rejects.append(_reject(query.source_id, "no_relevant_document", "; ".join(details) or "names none"))
             continue
-        fact = images[query.image_path]
-        owner = image_owners.setdefault(fact.sha256, query) if isinstance(fact, ImageFacts) else query
-        if owner.split != query.split:
-            detail = f"{query.split} image is the same as that of {owner.source_id} in {owner.split}"
-            rejects.append(_reject(query.source_id, "split_leak", detail))
+        leak = _find_leak(query, images, lookalikes, image_owners)
+        if leak is not None:
+            rejects.append(leak)
             continue
+        owner = image_owners.setdefault(_hash_of(query, images), query)
         rejects += [_reject(query.source_id, "unresolved_qrel", detail) for detail in details]
         resolved = tuple(doc_id for doc_id in query.relevant_doc_ids if doc_id not in missing)
-        kept.append(replace(query, relevant_doc_ids=resolved) if missing else query)
+        # One picture has one path, whatever the files are called: intervals draw pictures, and each is encoded once.
+        kept.append(replace(query, relevant_doc_ids=resolved, image_path=owner.image_path))
     return kept, rejects
+
+
+def _find_leak(
+    query: QueryCandidate, images: ImageReport, lookalikes: Lookalikes, owners: Mapping[str, QueryCandidate]
+) -> Reject | None:
+    """Return the reject of a query whose picture a kept query of another split has, in the same bytes or in others."""
+    sha256 = _hash_of(query, images)
+    owner = owners.get(sha256)
+    if owner is not None and owner.split != query.split:
+        detail = f"{query.split} image is the same as that of {owner.source_id} in {owner.split}"
+        return _reject(query.source_id, "split_leak", detail)
+    for other in lookalikes.get(sha256, ()):
+        owner = owners.get(other)
+        if owner is not None and owner.split != query.split:
+            detail = f"{query.split} image looks the same as that of {owner.source_id} in {owner.split}"
+            return _reject(query.source_id, "split_lookalike", detail)
+    return None
+
+
+def _hash_of(query: QueryCandidate, images: ImageReport) -> str:
+    fact = images[query.image_path]
+    assert isinstance(fact, ImageFacts)  # others have been rejected
+    return fact.sha256
 
 
 def find_query_fault(query: QueryCandidate, first_row: str) -> Reject | None:

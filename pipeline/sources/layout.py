@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pipeline.config import DataParams
 from pipeline.errors import DataError
+from pipeline.sources.val_cut import NO_CUT, ValCut
 from pipeline.types import SPLITS, Split
 
 # Published InfoSeek test rows carry no entity, so what the literature reports, and what is `test` here, is val.
@@ -34,12 +35,14 @@ class SourceFiles:
         knowledge_base: None where only an annotation file is looked at.
         data_dir: the data folder; None likewise, so that no picture is looked for.
         images_dir: folder of the pictures, relative to the data folder.
+        val_cut: which training rows become val; none do where val has a file of its own.
     """
 
     annotations: Mapping[Split, Path]
     knowledge_base: Path | None
     data_dir: Path | None
     images_dir: str
+    val_cut: ValCut = NO_CUT
 
 
 def find_files(params: DataParams, data_dir: Path) -> SourceFiles:
@@ -50,19 +53,33 @@ def find_files(params: DataParams, data_dir: Path) -> SourceFiles:
     Raises:
         DataError: a named file is missing, or none of the published ones is there.
     """
+    annotations = _find_annotations(params, data_dir)
     return SourceFiles(
-        annotations=_find_annotations(params, data_dir),
+        annotations=annotations,
         knowledge_base=_find_knowledge_base(params, data_dir),
         data_dir=data_dir,
         images_dir=params.images_dir,
+        val_cut=_cut_val(params, annotations),
     )
 
 
 def take_annotation_file(params: DataParams, path: Path) -> SourceFiles:
     """Return a source that consists of one annotation file and nothing else."""
     published = PUBLISHED_ANNOTATIONS[params.source]
+    names = params.annotations or published
+    beside = [split for split, name in names.items() if (path.parent / name).is_file()]
     split: Split = next((split for split, name in published.items() if name == path.name), "test")
-    return SourceFiles(annotations={split: path}, knowledge_base=None, data_dir=None, images_dir=params.images_dir)
+    return SourceFiles(
+        annotations={split: path},
+        knowledge_base=None,
+        data_dir=None,
+        images_dir=params.images_dir,
+        val_cut=_cut_val(params, beside),
+    )
+
+
+def _cut_val(params: DataParams, annotations: Collection[Split]) -> ValCut:
+    return NO_CUT if "val" in annotations else ValCut(params.val_share, params.val_seed)
 
 
 def _find_annotations(params: DataParams, data_dir: Path) -> dict[Split, Path]:

@@ -17,7 +17,7 @@ from pipeline.images import ImageFacts
 from pipeline.sources import QueryCandidate
 from pipeline.sources.ids import IdList
 from pipeline.sources.inspection import ImageReport
-from pipeline.sources.judgement import Judgement
+from pipeline.sources.judgement import Judgement, Lookalikes
 from pipeline.sources.ledger import DocumentLedger
 from pipeline.types import Box
 
@@ -39,8 +39,8 @@ def validate_tables(judged: Judgement) -> dict[str, Any]:
     Raises:
         DataError: the kept tables do not hold what prepare promises.
     """
-    checked_read = _check(judged.ledger, judged.queries, judged.images, kept=False)
-    checked_kept = _check(judged.ledger, judged.kept_queries, judged.images, kept=True)
+    checked_read = _check(judged, judged.queries, kept=False)
+    checked_kept = _check(judged, judged.kept_queries, kept=True)
     for result in checked_kept:
         if not result["success"]:
             rows = ", ".join(result["rows"])
@@ -52,9 +52,8 @@ def validate_tables(judged: Judgement) -> dict[str, Any]:
     }
 
 
-def _check(
-    ledger: DocumentLedger, queries: Sequence[QueryCandidate], images: ImageReport, *, kept: bool
-) -> list[dict[str, Any]]:
+def _check(judged: Judgement, queries: Sequence[QueryCandidate], *, kept: bool) -> list[dict[str, Any]]:
+    ledger = judged.ledger
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -88,7 +87,7 @@ def _check(
                 ],
             ),
             "queries": (
-                _query_frame(queries, images),
+                _query_frame(queries, judged.images, judged.lookalikes),
                 "",
                 [
                     ExpectColumnValuesToBeUnique(column="query_id"),
@@ -96,6 +95,7 @@ def _check(
                     holds("image_decodes"),
                     holds("target_box_inside_image"),
                     holds("image_in_one_split"),
+                    holds("no_lookalike_in_another_split"),
                     holds("some_relevant_document"),
                 ],
             ),
@@ -164,7 +164,7 @@ def _number_ids(ids: IdList) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport) -> pd.DataFrame:
+def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport, lookalikes: Lookalikes) -> pd.DataFrame:
     import pandas as pd
 
     facts = [images[query.image_path] for query in queries]
@@ -182,6 +182,11 @@ def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport) -> pd.D
     )
     num_splits = frame.groupby("sha256")["split"].transform("nunique")
     frame["image_in_one_split"] = (frame["sha256"] == "") | (num_splits == 1)
+    used = {sha256: set(rows) for sha256, rows in frame.groupby("sha256")["split"]}
+    frame["no_lookalike_in_another_split"] = [
+        not any(used.get(other, set()) - {split} for other in lookalikes.get(sha256, ()))
+        for sha256, split in zip(frame["sha256"], frame["split"], strict=True)
+    ]
     return frame
 
 

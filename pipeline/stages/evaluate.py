@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Params
 from pipeline.evaluation import methods as m
-from pipeline.evaluation.behaviour import ProbedPolicy, SecondScorer, describe_behaviour
-from pipeline.evaluation.figures import EvalReport, ResultTable, compute_report
+from pipeline.evaluation.answers import ask_policies
+from pipeline.evaluation.behaviour import SecondScorer, describe_behaviour
+from pipeline.evaluation.figures import BEST_PAIR, Bootstrap, EvalReport, ResultTable, compute_report
+from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.query_set import hash_pools, load_query_set
-from pipeline.evaluation.selection import list_cropped
 from pipeline.evaluation.trec import save_judgements, save_run
+from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
 from pipeline.images import crop_view, load_upright
-from pipeline.learn.model_folder import check_base
+from pipeline.learn.model_folder import check_base, compute_model_digest
 from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.seeding import seed_everything
 from pipeline.learn.transfer import load_transfer_scorer
 from pipeline.report.gallery import build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
@@ -40,43 +40,67 @@ from pipeline.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLE_CROPS = 8
+VAL_METRICS = ("cond_recall_at_1", "harm_rate")
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Evaluate all methods and write `evaluation_dir`.
 
+    What is left open is chosen on val, or taken over from the run whose policies this workspace borrows; test is only
+    measured.
+
     Returns:
-        The means of the methods' figures as `METHOD.METRIC`, and InfoSeek's harmonic means as
-        `METHOD.infoseek_METRIC` where both of its splits are there; a figure without value is left out.
+        The means of the methods' figures as `METHOD.METRIC`, on val as `val.METHOD.METRIC`, InfoSeek's harmonic means
+        as `METHOD.infoseek_METRIC` where both of its splits are there, and the difference to the best rule; a figure
+        without value is left out.
 
     Raises:
-        StageError: there is no test query, or a val or test query has no pool.
+        StageError: there is no test query, or a val or test query has no pool; a borrowed policy's own run has not
+            been evaluated.
         ModelError: a policy or a scorer cannot be loaded.
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
     check_base(params.policy.path, (workspace.sft_dir, workspace.policy_dir))
+    policy_digest = compute_model_digest(workspace.policy_dir)
+    lender = workspace.lender_report_path
+    carried = None if lender is None else carry_choices(lender, policy_digest)
     # A stale index shall not show only after hours of answers; weights wait, for the policy needs the device.
     FrozenScorer.check(params, workspace)
-    choices, probed = _decide_all(params, workspace, val, test)
+    said = ask_policies(params, workspace, val, test)
     scorer = FrozenScorer.load(params, workspace)
-    choices["oracle"] = m.search_oracle(scorer, pools, params.search)
-    by_method = {name: m.score_choices(name, choices[name], queries, pools, scorer) for name in m.METHODS}
+    sure = Bootstrap(params.evaluate, params.seed, val.queries)
+    chosen = carried or choose_on_val(said.val, {"rgrpo": said.probed.list_forced("val")}, val, scorer, sure)
+    choices = _choose_without_policy(params, test, scorer) | said.test
+    by_method = rank_methods(choices, {"rgrpo": said.probed.list_forced("test")}, chosen.settings, test, scorer)
     results = [row for rows in by_method.values() for row in rows]
     second = _load_second_scorer(params, workspace, test)
     logger.info("evaluate: %d rows; computing intervals", len(results))
     table = ResultTable(results, pools)
-    behaviour = describe_behaviour(table, choices, probed, val, test, scorer, second, params.evaluate, seed=params.seed)
+    behaviour = describe_behaviour(
+        table,
+        choices,
+        said.probed,
+        val,
+        test,
+        scorer,
+        second,
+        params.evaluate,
+        seed=params.seed,
+        carried_threshold=chosen.threshold,
+    )
     report = compute_report(
         table,
         queries,
         params.evaluate,
         seed=params.seed,
-        provenance=_describe_run(params, workspace, pools),
+        provenance=_describe_run(params, workspace, val, test) | {"policy_digest": policy_digest},
+        choices=chosen.as_json(list(by_method)),
         behaviour=behaviour,
     )
     with replace_dir(workspace.evaluation_dir) as folder:
         save_results(folder / "results.parquet", results)
+        save_results(folder / "val_results.parquet", chosen.rows)
         write_json(folder / "report.json", report.as_json())
         _save_runs(folder / "runs", by_method, workspace, queries)
         _save_crops(folder / "crops", queries, by_method["rgrpo"], params, workspace)
@@ -85,50 +109,17 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     return _record(report, workspace.evaluation_dir, run)
 
 
-def _decide_all(
-    params: Params, workspace: Workspace, val: m.QuerySet, test: m.QuerySet
-) -> tuple[dict[str, list[m.Choice]], ProbedPolicy]:
-    from pipeline.learn.vllm_engine import load_asked_policy
-
-    def ask(policy: m.DecidingPolicy, name: str, *, blind: bool = False) -> list[m.Choice]:
-        return m.ask_policy(policy, test.queries, workspace.data_dir, params, name=name, blind=blind)
-
+def _choose_without_policy(params: Params, test: m.QuerySet, scorer: FrozenScorer) -> dict[str, list[m.Choice]]:
     choices = {
         "full": m.choose_full(test.queries),
         "centre": m.choose_centre(test.queries),
         "random": m.choose_random(test.queries, params.search, params.seed),
-        "base": ask(load_asked_policy(params.policy.path, params.policy), "base"),
-        "sft": ask(load_asked_policy(workspace.sft_dir, params.policy), "sft"),
+        "oracle": search_oracle(scorer, test.pools, params.search),
     }
-    trained = load_asked_policy(workspace.policy_dir, params.policy)
-    choices["rgrpo"] = ask(trained, "rgrpo")
-    choices["rgrpo_blind"] = ask(trained, "rgrpo_blind", blind=True)
-    return choices, _probe(trained, params, workspace, val, test, choices["rgrpo"])
-
-
-def _probe(
-    policy: m.DecidingPolicy,
-    params: Params,
-    workspace: Workspace,
-    val: m.QuerySet,
-    test: m.QuerySet,
-    greedy: Sequence[m.Choice],
-) -> ProbedPolicy:
-    """Ask about every val and test query with REGION forced, and draw regions where the greedy answer crops."""
-
-    def force(queries: Sequence[Query], name: str) -> list[m.Answer]:
-        forced = partial(policy.decide, force_region=True)
-        return m.ask_in_batches(forced, queries, workspace.data_dir, params, name=name)
-
-    cropped = list_cropped(test.queries, greedy)
-    draw = partial(policy.sample_regions, num_samples=params.evaluate.num_samples)
-    seed_everything(params.seed)
-    drawn = m.ask_in_batches(draw, cropped, workspace.data_dir, params, name="sampled regions")
-    return ProbedPolicy(
-        forced_val=force(val.queries, "val, REGION forced"),
-        forced_test=force(test.queries, "test, REGION forced"),
-        samples={query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)},
-    )
+    # A ceiling of pointing says something only where something is known to point at.
+    if any(query.target_box is not None for query in test.queries):
+        choices["perfect"] = m.choose_perfect(test.queries)
+    return choices
 
 
 def _load_second_scorer(params: Params, workspace: Workspace, test: m.QuerySet) -> SecondScorer | None:
@@ -139,11 +130,12 @@ def _load_second_scorer(params: Params, workspace: Workspace, test: m.QuerySet) 
     return SecondScorer(name, model_type, scorer)
 
 
-def _describe_run(params: Params, workspace: Workspace, pools: Sequence[Pool]) -> dict[str, Any]:
+def _describe_run(params: Params, workspace: Workspace, val: m.QuerySet, test: m.QuerySet) -> dict[str, Any]:
     return {
         "params_sha256": params.sha256(),
         "data_md5": read_data_md5(workspace.data_dir) or _hash_tables(workspace.tables_dir),
-        "pools_sha256": hash_pools(pools),
+        "pools_sha256": hash_pools(test.pools),
+        "val_pools_sha256": hash_pools(val.pools),
         "git_commit": read_commit(workspace.data_dir.parent),
         "seed": params.seed,
         "confidence": params.evaluate.confidence,
@@ -225,7 +217,7 @@ def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]
         run.log_artifact(folder / name, "evaluation")
     for path in sorted((folder / "crops").iterdir()):
         run.log_artifact(path, "crops")
-    run.set_tags({name: str(report.provenance[name]) for name in ("data_md5", "pools_sha256")})
+    run.set_tags({name: str(report.provenance[name]) for name in ("data_md5", "pools_sha256", "val_pools_sha256")})
     counts = {"num_queries": float(report.num_queries), "num_with_positive": float(report.num_with_positive)}
     means = {
         f"{method}.{metric}": interval.mean
@@ -239,4 +231,15 @@ def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]
         for metric, score in metrics.items()
         if score.harmonic_mean is not None
     }
-    return counts | means | scores
+    on_val = {
+        f"val.{method}.{metric}": values[metric]["mean"]
+        for method, values in report.choices["val"]["methods"].items()
+        for metric in VAL_METRICS
+        if values[metric] is not None
+    }
+    to_best = {
+        f"{BEST_PAIR}.{metric}": difference.mean
+        for metric, difference in report.paired[BEST_PAIR].items()
+        if difference is not None
+    }
+    return counts | means | scores | on_val | to_best

@@ -1,8 +1,9 @@
 """Stage register: the policy with all it needs becomes a model version; a gate picks the champion.
 
 The newest version is always `challenger`. It becomes `champion` when it beats the present champion on the
-same test pools: the lower end of the paired bootstrap interval of the difference in cond_recall_at_1 lies
-above 0. Without a champion the full image is what it must beat.
+same val pools: the lower end of the paired bootstrap interval of the difference in cond_recall_at_1 lies
+above 0. Without a champion the full image is what it must beat. How it stands to the best rule that nobody
+trained is said beside that. Test figures are reported and decide nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +29,14 @@ import pipeline
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
+from pipeline.evaluation.methods import QuerySet
+from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import resolve_model_path
 from pipeline.learn.policy import load_policy
-from pipeline.store import load_pools, load_results, read_json, write_json
+from pipeline.store import load_results, read_json, write_json
 from pipeline.tracking import StageRun
-from pipeline.types import Pool, QueryResult
+from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 GATE_METRIC = "cond_recall_at_1"
 METHOD = "rgrpo"
 _RESULTS_FOLDER = "registration"
+_VAL_RESULTS = "val_results.parquet"
+_COMPARABLE = ("data_md5", "val_pools_sha256")
 _REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
     "pydantic", "pyyaml", "rich",
@@ -55,12 +61,23 @@ _TAGGED_METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_ra
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """What the new version was measured against, and what came of it."""
+    """What the new version was measured against on val, and what came of it.
+
+    Attributes:
+        promoted: whether it becomes champion.
+        bar: what it had to beat.
+        reason: the outcome in words.
+        difference: to the bar; None where they could not be compared.
+        best_rule: the best method that nobody trained; None where val could name none.
+        minus_best_rule: difference to it, which decides nothing.
+    """
 
     promoted: bool
     bar: str
     reason: str
     difference: Difference | None
+    best_rule: str | None
+    minus_best_rule: Difference | None
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
@@ -72,13 +89,13 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     if run.run_id is None:
         raise StageError("register needs a tracking store; run it as `python -m pipeline register`")
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
-    results = load_results(workspace.evaluation_dir / "results.parquet")
-    pools = [p for p in load_pools(workspace.pools_dir / "pools.parquet") if p.split == "test"]
+    val_results = load_results(workspace.evaluation_dir / _VAL_RESULTS)
+    val = load_query_set(workspace, "val")
     client = mlflow.MlflowClient()
     name = params.register_.model_name
     champion = find_version(client, name, CHAMPION)
-    gate = judge(client, champion, report, results, pools, params)
-    run.log_artifact(workspace.evaluation_dir / "results.parquet", _RESULTS_FOLDER)
+    gate = judge(client, champion, report, val_results, val, params)
+    run.log_artifact(workspace.evaluation_dir / _VAL_RESULTS, _RESULTS_FOLDER)
     version = _create_version(client, _log_model(params, workspace), name, run.run_id, report)
     client.set_registered_model_alias(name, CHALLENGER, version)
     if gate.promoted:
@@ -89,8 +106,9 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "version": int(version),
         "run_id": run.run_id,
         "aliases": aliases,
-        "gate": {"metric": GATE_METRIC, **asdict(gate)},
+        "gate": {"split": "val", "metric": GATE_METRIC, **asdict(gate)},
         "metrics": _tagged_metrics(report),
+        "test_differences": {pair: values[GATE_METRIC] for pair, values in report["paired"].items()},
     }
     write_json(workspace.registration_path, registration)
     run.log_dict(registration, "registration.json")
@@ -102,30 +120,54 @@ def judge(
     client: mlflow.MlflowClient,
     champion: ModelVersion | None,
     report: Mapping[str, Any],
-    results: list[QueryResult],
-    pools: list[Pool],
+    val_results: list[QueryResult],
+    val: QuerySet,
     params: Params,
 ) -> Gate:
-    """Compare the new policy with the champion, or with the full image where there is none."""
+    """Compare the new policy on val with the champion, or with the full image where there is none."""
+    compare = partial(_compare_on_val, val_results, val, params)
+    best_rule: str | None = report["best_rule"]
+    to_rule = compare([row for row in val_results if row.method == best_rule]) if best_rule else None
+    bar = "the full image" if champion is None else f"champion version {champion.version}"
+    difference = None
     if champion is None:
-        bar, bar_rows = "full image", [row for row in results if row.method == "full"]
-    elif any(champion.tags.get(name) != report[name] for name in ("data_md5", "pools_sha256")):
-        bar = f"champion version {champion.version}"
-        reason = f"{bar} was evaluated on other test pools; to replace it, move the alias by hand"
-        return Gate(promoted=False, bar=bar, reason=reason, difference=None)
+        difference = compare([row for row in val_results if row.method == "full"])
+    elif all(champion.tags.get(name) == report[name] for name in _COMPARABLE):
+        difference = compare(_load_rows(client, champion))
+    if difference is not None:
+        reason = f"on val it {_say_against(bar, difference)}"
+        if to_rule is not None:
+            reason += f"; it {_say_against(f'the best rule, {best_rule}', to_rule)}"
+    elif any(pool.has_positive for pool in val.pools):
+        reason = f"{bar} was evaluated on other val pools; to replace it, move the alias by hand"
     else:
-        bar, bar_rows = f"champion version {champion.version}", _load_rows(client, champion)
-    bar_rows = [_rename(row, "bar") for row in bar_rows]
-    table = ResultTable([row for row in results if row.method == METHOD] + bar_rows, pools)
+        reason = "no val pool holds a positive to compare by; move the alias by hand"
+    return Gate(
+        promoted=difference is not None and difference.low > 0.0,
+        bar=bar,
+        reason=reason,
+        difference=difference,
+        best_rule=best_rule,
+        minus_best_rule=to_rule,
+    )
+
+
+def _compare_on_val(
+    val_results: list[QueryResult], val: QuerySet, params: Params, bar_rows: list[QueryResult]
+) -> Difference | None:
+    """Return the new policy minus the bar in the gate's metric, query by query; None without a positive on val."""
+    if not any(pool.has_positive for pool in val.pools):
+        return None
+    ours = [row for row in val_results if row.method == METHOD]
+    table = ResultTable(ours + [_rename(row, "bar") for row in bar_rows], val.pools)
     new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
     bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
-    difference = compute_difference(new_Q, bar_Q, denominator_Q, params.evaluate, seed=params.seed)
-    if difference is None:
-        return Gate(promoted=False, bar=bar, reason="no test pool holds a positive", difference=None)
-    promoted = difference.low > 0.0
-    said = "beats" if promoted else "does not beat"
-    reason = f"it {said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
-    return Gate(promoted=promoted, bar=bar, reason=f"{reason} {GATE_METRIC}", difference=difference)
+    return compute_difference(new_Q, bar_Q, denominator_Q, val.queries, params.evaluate, seed=params.seed)
+
+
+def _say_against(bar: str, difference: Difference) -> str:
+    said = "beats" if difference.low > 0.0 else "does not beat"
+    return f"{said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"
 
 
 def find_version(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -142,7 +184,7 @@ def _load_rows(client: mlflow.MlflowClient, version: ModelVersion) -> list[Query
     if version.run_id is None:
         raise StageError(f"version {version.version} of {version.name} names no run; register it again")
     with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(version.run_id, f"{_RESULTS_FOLDER}/results.parquet", folder)
+        path = client.download_artifacts(version.run_id, f"{_RESULTS_FOLDER}/{_VAL_RESULTS}", folder)
         return [row for row in load_results(Path(path)) if row.method == METHOD]
 
 
@@ -224,7 +266,9 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {key: str(report[key]) for key in ("git_commit", "data_md5", "pools_sha256", "params_sha256")}
+    tags = {
+        key: str(report[key]) for key in ("git_commit", "data_md5", "pools_sha256", "val_pools_sha256", "params_sha256")
+    }
     tags |= {f"{METHOD}.{metric}": f"{value:.4f}" for metric, value in _tagged_metrics(report).items()}
     version = client.create_model_version(name, info.model_uri, run_id, tags=tags, model_id=info.model_id)
     return str(version.version)

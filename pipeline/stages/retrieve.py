@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from pipeline.core.metrics import compute_hit_at
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
-from pipeline.learn.index import DocumentIndex, PictureFolder, load_index
+from pipeline.learn.index import DocumentIndex, PictureFolder, load_index, score_candidates
 from pipeline.progress import track
 from pipeline.store import (
     load_qrels,
@@ -43,8 +44,9 @@ _SEARCH_BATCH: Final = 512
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Write `pools_dir`: pools of all splits, baseline outcomes, query vectors and what they were made with.
 
-    A training pool without a positive teaches nothing and is dropped (paper section 3); val and test keep
-    all.
+    A training pool without a positive teaches nothing. It is dropped (paper section 3), or the positive that the full
+    image likes best takes the place of its last candidate (`retrieve.train_pools: inject`). Val and test pools stay as
+    they were found.
 
     Raises:
         StageError: prepare or index has not run, the index is stale, or no training pool holds a positive.
@@ -60,14 +62,18 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     with replace_dir(workspace.pools_dir) as folder:
         vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.scorer.batch_size)
-        found = list(_retrieve(index, queries, vectors_QD, collect_relevant(qrels), params.retrieve.pool_size))
+        relevant = collect_relevant(qrels)
+        found = list(_retrieve(index, queries, vectors_QD, relevant, params.retrieve.pool_size))
+        num_without = sum(pool.split == "train" and not pool.has_positive for pool in found)
+        if params.retrieve.train_pools == "inject":
+            found = list(_inject(found, index, vectors_QD, relevant))
         pools = [pool for pool in found if pool.split != "train" or pool.has_positive]
         num_dropped = len(found) - len(pools)
         logger.info("retrieve: %d training queries dropped, no positive in their pool", num_dropped)
         if not any(pool.split == "train" for pool in pools):
             raise StageError(
                 f"no training query has a positive among its {params.retrieve.pool_size} candidates; "
-                "raise retrieve.pool_size or take a stronger scorer"
+                "raise retrieve.pool_size, inject positives (retrieve.train_pools) or take a stronger scorer"
             )
         baseline = {pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools}
         save_pools(folder / "pools.parquet", pools)
@@ -82,6 +88,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "num_pools": float(len(pools)),
         "num_train_pools": float(sum(pool.split == "train" for pool in pools)),
         "num_train_dropped": float(num_dropped),
+        "num_train_injected": float(num_without - num_dropped),
         **_summarise(pools, baseline, params.retrieve.pool_size),
     }
 
@@ -132,6 +139,29 @@ def _retrieve(
                 relevance=tuple(doc_id in answers for doc_id in doc_ids),
                 num_relevant=len(answers),
             )
+
+
+def _inject(
+    pools: Sequence[Pool], index: DocumentIndex, vectors_QD: F32, relevant: Mapping[str, frozenset[str]]
+) -> Iterator[Pool]:
+    """Put the positive of highest score last in every training pool that lacks one; a query without any stays so.
+
+    It was found by no search, so its score lies below all others: the full image ranks it last of the pool, which is
+    kinder than the truth, and no candidate's score is touched.
+    """
+    for pool, vector_D in zip(pools, vectors_QD, strict=True):
+        answers = sorted(relevant.get(pool.query_id, ()))
+        if pool.split != "train" or pool.has_positive or not answers:
+            yield pool
+            continue
+        (scores_A,) = score_candidates(vector_D[None], index.get_vectors(answers))
+        best = int(scores_A.argmax())
+        yield replace(
+            pool,
+            doc_ids=(*pool.doc_ids[:-1], answers[best]),
+            scores=(*pool.scores[:-1], float(scores_A[best])),
+            relevance=(*pool.relevance[:-1], True),
+        )
 
 
 def _summarise(pools: Sequence[Pool], baseline: Mapping[str, Outcome], pool_size: int) -> dict[str, float]:

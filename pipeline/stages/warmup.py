@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.errors import StageError
-from pipeline.learn.labelling import label_own_boxes, search_labels
+from pipeline.learn.labelling import label_neighbourhoods, search_labels
 from pipeline.learn.model_folder import note_base
 from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.scorer import FrozenScorer
@@ -64,8 +64,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     losses = [point.value for point in curve if point.metric == "sft_loss"]
     crops = [label for label in labels if label.box is not None]
     return {
+        "num_queries": len(query_ids),
         "num_labels": len(labels),
-        "num_left_out": len(query_ids) - len(labels),
         "label_region_rate": len(crops) / len(labels),
         "label_mean_gain": float(np.mean([label.gain for label in crops])) if crops else 0.0,
         "num_crops_scored": scorer.num_encoded,
@@ -88,10 +88,11 @@ def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[st
 
 
 def _label(policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], params: Params) -> list[RegionLabel]:
+    """Return what each epoch teaches, one epoch after another."""
     with track("warmup: queries labelled", len(query_ids)) as advance:
         if params.warmup.labels == "region_search":
-            return search_labels(scorer, query_ids, params.search, params.reward, advance)
-        return label_own_boxes(policy, scorer, query_ids, params.search, params.reward, advance)
+            return search_labels(scorer, query_ids, params.search, params.reward, advance) * params.warmup.epochs
+        return label_neighbourhoods(policy, scorer, query_ids, params.warmup, params.reward, params.seed, advance)
 
 
 def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:

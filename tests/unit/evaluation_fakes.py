@@ -126,7 +126,9 @@ class FakeWorld:
     policies: dict[str, FakePolicy]
 
 
-def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int = 24) -> FakeWorld:
+def build_fake_world(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int = 24, num_val: int = NUM_VAL
+) -> FakeWorld:
     """Write data and tables, and put formulas in the place of the scorer and the policies."""
     rng = np.random.default_rng(3)
     workspace = Workspace.at(folder)
@@ -148,7 +150,7 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
     qrels = []
     numbered: list[tuple[Split, int]] = [
         *(("test", i) for i in range(num_queries)),
-        *(("val", i) for i in range(NUM_VAL)),
+        *(("val", i) for i in range(num_val)),
     ]
     for split, i in numbered:
         query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
@@ -191,6 +193,8 @@ def build_fake_world(folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries:
     save_documents(workspace.tables_dir / "documents.parquet", documents)
     save_qrels(workspace.tables_dir / "qrels.parquet", qrels)
     save_pools(workspace.pools_dir / "pools.parquet", all_pools)
+    workspace.policy_dir.mkdir(parents=True)
+    (workspace.policy_dir / "config.json").write_text("{}")
     policies: dict[str, FakePolicy] = {}
 
     def load_policy(path: object, params: object) -> FakePolicy:

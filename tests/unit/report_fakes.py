@@ -25,7 +25,13 @@ def build_behaviour() -> dict[str, Any]:
     }
     difference = {"mean": 0.1, "low": -0.1, "high": 0.3, "p_value": 0.4}
     curve = [
-        {"threshold": t / 4, "rc_rate": 1 - t / 4, "harm_rate": 0.2 - t / 20, "cond_recall_at_1": 0.7 - t / 20}
+        {
+            "threshold": t / 4,
+            "rc_rate": 1 - t / 4,
+            "harm_rate": 0.2 - t / 20,
+            "num_harmed": 4 - t,
+            "cond_recall_at_1": 0.7 - t / 20,
+        }
         for t in range(5)
     ]
     return {
@@ -33,7 +39,15 @@ def build_behaviour() -> dict[str, Any]:
             method: {bucket: _build_bucket(number, bucket) for number, bucket in enumerate(BUCKETS)}
             for method in ("full", "base", "sft", "rgrpo")
         },
-        "threshold": {"harm_bound": 0.12, "chosen": 0.5, "val_curve": curve, "test_curve": curve[:4], "test": row},
+        "threshold": {
+            "harm_bound": 0.12,
+            "harm_level": 0.05,
+            "chosen": 0.5,
+            "val": {"num_pictures": 40, "num_harmed": 2, "upper_limit": 0.1149},
+            "val_curve": curve,
+            "test_curve": curve[:4],
+            "test": row,
+        },
         "selection": {
             "num_samples": 4,
             "temperature": 0.7,

@@ -17,7 +17,7 @@ from pipeline.ablation.basis import METRICS, compute_basis, name_method
 from pipeline.ablation.page import build_markdown, write_summary
 from pipeline.ablation.summary import NO_DIFFERENCE, summarise
 from pipeline.ablation.terminal import print_summary
-from pipeline.config import Params
+from pipeline.config import EvaluateParams, Params
 from pipeline.errors import StageError
 from pipeline.store import save_curves, save_pools, save_queries, save_results, write_json
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
@@ -36,7 +36,7 @@ def workspace(tmp_path: Path) -> Workspace:
     ids = [f"q{number:02d}" for number in range(NUM_QUERIES)]
     save_queries(
         workspace.tables_dir / "queries.parquet",
-        [Query(query_id=i, split="test", question="?", image_path="a.png", width_px=4, height_px=4) for i in ids],
+        [Query(query_id=i, split="test", question="?", image_path=f"{i}.png", width_px=4, height_px=4) for i in ids],
     )
     pools = [
         Pool(query_id=i, split="test", doc_ids=("a", "b"), scores=(0.9, 0.1), relevance=(False, True), num_relevant=1)
@@ -212,3 +212,58 @@ def test_the_terminal_needs_80_columns(workspace: Workspace) -> None:
     assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
     for name in ("stock GRPO", "+ factorised", "dMRR only", "without SFT", "KL off", "group of 16", "0.706 / 0.473"):
         assert name in said
+
+
+def _plant_shared_pictures(workspace: Workspace) -> None:
+    ids = [f"q{number:02d}" for number in range(NUM_QUERIES)]
+    save_queries(
+        workspace.tables_dir / "queries.parquet",
+        [
+            Query(query_id=i, split="test", question="?", image_path=f"{place // 8}.png", width_px=4, height_px=4)
+            for place, i in enumerate(ids)
+        ],
+    )
+
+
+def test_intervals_draw_pictures_whole(workspace: Workspace) -> None:
+    _plant(workspace, {"full": 0.5, "no_kl": 0.9})
+    apart = _get_table(summarise(PARAMS, workspace), "kl")["rows"][0]["figures"]["cond_recall_at_1"]
+    _plant_shared_pictures(workspace)
+    together = _get_table(summarise(PARAMS, workspace), "kl")["rows"][0]["figures"]["cond_recall_at_1"]
+    assert together["mean"] == apart["mean"]
+    assert (together["low"], together["high"]) != (apart["low"], apart["high"])
+
+
+def test_every_difference_shown_is_counted_once(workspace: Workspace) -> None:
+    _plant(workspace, dict.fromkeys(ARMS, 0.5))
+    summary = summarise(PARAMS, workspace)
+    # Groups 2; reward 3 against its first row and 2 more claims; start 1, KL 1, group size 2, collapse 1; 2 recoveries.
+    assert summary["comparisons"]["num"] == 2 + 3 + 2 + 1 + 1 + 2 + 1 + 2
+    shown = [
+        row["minus_reference"][t["metric"]] for t in summary["tables"] for row in t["rows"] if row["minus_reference"]
+    ]
+    claimed = [row["claim"]["difference"] for t in summary["tables"] for row in t["rows"] if row["claim"]]
+    assert all(tree["p_value"] <= tree["p_holm"] for tree in [*shown, *claimed])
+    assert "of the 14 comparisons made here have an interval without 0" in build_markdown(summary)
+
+
+def test_arms_that_are_left_out_are_not_counted(workspace: Workspace) -> None:
+    _plant(workspace, {"full": 0.5, "no_kl": 0.9})
+    assert summarise(PARAMS, workspace)["comparisons"] == {"num": 1, "num_measured": 1, "num_after_holm": 1}
+
+
+def test_a_claim_that_only_luck_among_many_explains_does_not_survive(workspace: Workspace) -> None:
+    _plant(workspace, dict.fromkeys(ARMS, 0.5))
+    # Enough for an interval without 0, too little for one comparison among fourteen.
+    _plant(workspace, {"balanced": 0.66})
+    # The least p value of 200 resamples is 0.01, which times fourteen says nothing.
+    params = PARAMS.model_copy(update={"evaluate": EvaluateParams(num_resamples=2000)})
+    summary = summarise(params, workspace)
+    claim = _get_table(summary, "groups")["rows"][1]["claim"]
+    assert claim["agrees"] is True
+    assert claim["difference"]["p_value"] < 0.05 < claim["difference"]["p_holm"]
+    assert claim["survives_holm"] is False
+    assert "does not survive Holm's correction" in build_markdown(summary)
+    _plant(workspace, {"balanced": 1.0})
+    sure = _get_table(summarise(params, workspace), "groups")["rows"][1]["claim"]
+    assert sure["survives_holm"] is True

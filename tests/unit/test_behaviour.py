@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Params
+from pipeline.core.risk_control import RiskLimit
 from pipeline.evaluation.behaviour import (
     RANKED_METHODS,
     TRANSFERRED_METHODS,
@@ -31,9 +32,7 @@ from pipeline.evaluation.selection import (
 )
 from pipeline.evaluation.threshold import (
     THRESHOLDS,
-    ThresholdPoint,
     apply_threshold,
-    choose_threshold,
     probe_threshold,
     trace_curve,
 )
@@ -43,7 +42,7 @@ from pipeline.tracking import null_run
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 from tests.unit.evaluation_fakes import PARAMS, FakeAnswer, FakePolicy, FakeScorer, FakeWorld, build_fake_world
 
-_SURE = Bootstrap(PARAMS.evaluate, 7)
+_LIMIT = RiskLimit(bound=0.1, level=0.05)
 _POLICY = FakePolicy("policy")
 
 
@@ -66,6 +65,10 @@ def _test_set(world: FakeWorld) -> QuerySet:
 
 def _val_set(world: FakeWorld) -> QuerySet:
     return QuerySet(world.val_queries, world.val_pools)
+
+
+def _sure(world: FakeWorld) -> Bootstrap:
+    return Bootstrap(PARAMS.evaluate, 7, world.queries)
 
 
 def _force(queries: QuerySet) -> list[FakeAnswer]:
@@ -118,7 +121,7 @@ def test_what_never_crops_has_no_success_when_cropping(behaviour: dict[str, Any]
 
 def test_no_view_improves_on_a_first_place_or_on_an_empty_pool(world: FakeWorld) -> None:
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
-    buckets = split_by_rank(ResultTable(rows, world.pools), "rgrpo", _SURE)
+    buckets = split_by_rank(ResultTable(rows, world.pools), "rgrpo", _sure(world))
     for name in ("1", "none"):
         assert buckets[name].num_cropped > 0
         assert buckets[name].improved_when_cropped is not None
@@ -155,44 +158,14 @@ def test_curve_agrees_with_the_figures_at_its_thresholds(world: FakeWorld) -> No
             assert getattr(point, metric) == pytest.approx(numerator_Q.sum() / denominator_Q.sum())
 
 
-@given(
-    harms=st.lists(st.floats(0, 1), min_size=1, max_size=20),
-    bound=st.floats(0, 1),
-    gains=st.randoms(use_true_random=False),
-)
-def test_chosen_threshold_keeps_the_bound_and_is_the_best_that_does(
-    harms: list[float], bound: float, gains: Any
-) -> None:
-    curve = [
-        ThresholdPoint(threshold=i / 20, rc_rate=0.0, harm_rate=harm, cond_recall_at_1=gains.choice([0.2, 0.5, 0.9]))
-        for i, harm in enumerate(harms)
-    ]
-    chosen = choose_threshold(curve, bound)
-    allowed = [point for point in curve if point.harm_rate <= bound]
-    if not allowed:
-        assert chosen is None
-        return
-    best = max(point.cond_recall_at_1 or 0.0 for point in allowed)
-    assert chosen == max(point.threshold for point in allowed if point.cond_recall_at_1 == best)
-
-
-@pytest.mark.parametrize("harm_bound", [0.0, 0.1, 0.2, 1.0])
-def test_harm_on_val_never_exceeds_the_bound(world: FakeWorld, harm_bound: float) -> None:
-    val, scorer = _val_set(world), FakeScorer(world.val_queries, world.val_pools)
-    answers = _force(val)
-    chosen = choose_threshold(trace_curve(val, answers, scorer), harm_bound)
-    assert chosen is not None  # keeping every image harms nothing
-    table = rank_choices({"t": apply_threshold(chosen, answers)}, val, scorer)
-    harm_Q, ones_Q = table.compute_terms("t", "harm_rate")
-    assert harm_Q.sum() / ones_Q.sum() <= harm_bound
-
-
 def test_choice_never_sees_test(world: FakeWorld) -> None:
     val, test = _val_set(world), _test_set(world)
     scorer = FakeScorer([*world.queries, *world.val_queries], [*world.pools, *world.val_pools])
     answers = _force(test)
     wrong = [replace(answer, p_region=1.0 - answer.p_region) for answer in answers]
-    one, other = (probe_threshold(val, _force(val), test, said, scorer, 0.1, _SURE) for said in (answers, wrong))
+    one, other = (
+        probe_threshold(val, _force(val), test, said, scorer, _LIMIT, _sure(world)) for said in (answers, wrong)
+    )
     assert one.chosen == other.chosen
     assert one.val_curve == other.val_curve
     assert one.test_curve != other.test_curve
@@ -201,8 +174,9 @@ def test_choice_never_sees_test(world: FakeWorld) -> None:
 def test_without_val_queries_no_threshold_is_chosen(world: FakeWorld) -> None:
     test = _test_set(world)
     scorer = FakeScorer(world.queries, world.pools)
-    found = probe_threshold(QuerySet([], []), [], test, _force(test), scorer, 0.1, _SURE)
+    found = probe_threshold(QuerySet([], []), [], test, _force(test), scorer, _LIMIT, _sure(world))
     assert found.chosen is None
+    assert found.val is None
     assert found.val_curve == []
     assert set(found.test) == set(CHOICE_METRICS)
     assert set(found.test.values()) == {None}
@@ -222,8 +196,28 @@ def test_bound_on_harm_moves_the_threshold(world: FakeWorld, behaviour: dict[str
     strict = _run(world, harm_bound=0.0)["threshold"]
     loose = _run(world, harm_bound=1.0)["threshold"]
     assert strict["harm_bound"] == 0.0
-    assert strict["chosen"] > loose["chosen"]
+    assert strict["chosen"] > 1.0 > loose["chosen"]
+    assert strict["val"] == {"num_pictures": len(world.val_queries), "num_harmed": 0, "upper_limit": 0.0}
+    assert loose["val"]["num_harmed"] > 0
     assert strict["val_curve"] == loose["val_curve"] == behaviour["threshold"]["val_curve"]
+
+
+def test_level_of_the_bound_moves_the_threshold(world: FakeWorld) -> None:
+    # One of ten val pictures is harmed: that shows a harm below 39.5 % at level 5 %, but only below 50.5 % at 1 %.
+    sure_enough, stricter = (_run(world, harm_bound=0.4, harm_level=level)["threshold"] for level in (0.05, 0.01))
+    assert (sure_enough["harm_level"], stricter["harm_level"]) == (0.05, 0.01)
+    assert sure_enough["chosen"] < 1.0 < stricter["chosen"]
+
+
+def test_pictures_are_harmed_once_however_many_queries_share_them(world: FakeWorld) -> None:
+    test, scorer = _test_set(world), FakeScorer(world.queries, world.pools)
+    answers = [FakeAnswer(Malformed("no box"), "<tool_call>", 0.9) for _ in test.queries]
+    apart = trace_curve(test, answers, scorer)[0]
+    shared = QuerySet([replace(query, image_path="images/q00.jpg") for query in test.queries], test.pools)
+    together = trace_curve(shared, answers, scorer)[0]
+    assert apart.num_harmed == round(apart.harm_rate * len(test.queries)) > 1
+    assert together.num_harmed == 1
+    assert together.harm_rate == apart.harm_rate
 
 
 # ---------------------------------------------------------------------------- selection
@@ -235,7 +229,7 @@ def _probe_selection(world: FakeWorld, num_samples: int = 4) -> Any:
     cropped = list_cropped(test.queries, greedy)
     drawn = _POLICY.sample_regions([], [query.question for query in cropped], num_samples=num_samples)
     samples = {query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)}
-    return probe_selection(test, greedy, samples, scorer, num_samples, _SURE)
+    return probe_selection(test, greedy, samples, scorer, num_samples, _sure(world))
 
 
 def test_greedy_of_the_selection_is_the_method_of_the_main_table(world: FakeWorld, behaviour: dict[str, Any]) -> None:
@@ -257,7 +251,7 @@ def test_greedy_box_stays_where_every_sample_is_malformed(world: FakeWorld) -> N
     test, greedy = _test_set(world), _choose(_test_set(world))
     bad = [FakeAnswer(Malformed("no box"), "<tool_call>", 0.9)] * 2
     samples = {query.query_id: bad for query in list_cropped(test.queries, greedy)}
-    found = probe_selection(test, greedy, samples, FakeScorer(world.queries, world.pools), 2, _SURE)
+    found = probe_selection(test, greedy, samples, FakeScorer(world.queries, world.pools), 2, _sure(world))
     assert found.methods["widest_gap"] == found.methods["median_box"] == found.methods["greedy"]
     assert found.num_malformed_samples == 2 * len(samples)
 
@@ -334,7 +328,7 @@ def test_same_scorer_gives_the_figures_of_the_main_table(world: FakeWorld) -> No
     test = _test_set(world)
     choices = {"full": choose_full(world.queries), "base": choose_full(world.queries), "rgrpo": _choose(test)}
     same = SecondScorer("same", "clip", FakeScorer(world.queries, world.pools))
-    found = probe_transfer(choices, test, same, _SURE)
+    found = probe_transfer(choices, test, same, _sure(world))
     main = read_json(world.workspace.evaluation_dir / "report.json")
     for method in TRANSFERRED_METHODS:
         for metric in CHOICE_METRICS:

@@ -15,6 +15,7 @@ from pipeline import cli
 from pipeline.ablation.arms import ARMS
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import METHODS
+from pipeline.evaluation.rules import RULES
 from pipeline.stages import STAGE_NAMES, STAGES, evaluate
 from pipeline.tracking import null_run
 from tests.unit.evaluation_fakes import PARAMS, build_fake_world
@@ -37,7 +38,16 @@ def test_results_as_json_are_json_and_complete(evaluated: Path) -> None:
     assert set(found["methods"]) == set(METHODS)
     assert set(found["methods"]["rgrpo"]) == set(cli.JSON_METRICS)
     assert set(found["methods"]["rgrpo"]["mrr"]) == {"mean", "low", "high"}
-    assert set(found["paired"]) == {"rgrpo_minus_full", "rgrpo_minus_sft"}
+    assert set(found["paired"]) == {
+        "rgrpo_minus_best_rule",
+        "rgrpo_minus_base",
+        "rgrpo_minus_sft",
+        "sft_minus_base",
+        "rgrpo_minus_full",
+    }
+    assert set(found["paired"]["rgrpo_minus_best_rule"]) == {"cond_recall_at_1", "mrr"}
+    assert {found["best_rule"], found["best_rgrpo"]} <= set(METHODS)
+    assert set(found["val"]["methods"]) == {"full", "base", "sft", "rgrpo", *RULES}
     assert set(found["paired"]["rgrpo_minus_full"]["cond_recall_at_1"]) == {"mean", "low", "high", "p_value"}
     assert found["num_queries"] == 14
     assert len(found["params_sha256"]) == 64
@@ -49,7 +59,7 @@ def test_results_for_people_name_every_method(evaluated: Path, monkeypatch: pyte
     monkeypatch.setenv("COLUMNS", "200")
     ended = runner.invoke(cli.app, ["results"])
     assert ended.exit_code == 0
-    for label in ("full image", "r-GRPO", "oracle (ceiling)", "CondR@1"):
+    for label in ("full image", "r-GRPO", "oracle (ceiling)", "CondR@1", "against best rule (", "as chosen on val"):
         assert label in ended.stdout
 
 

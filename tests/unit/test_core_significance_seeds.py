@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.core.significance import bootstrap_ratio, bootstrap_seeds, bootstrap_seeds_difference
+from pipeline.core.significance import bootstrap_ratio
+from pipeline.core.significance_seeds import adjust_holm, bootstrap_seeds, bootstrap_seeds_difference
 
 DRAWS: Any = {"num_resamples": 400, "confidence": 0.95, "seed": 3}
 ONES = np.ones(60)
@@ -104,3 +105,59 @@ def test_resamples_without_a_counted_query_are_left_out_and_counted() -> None:
 def test_bad_vectors_are_refused(numerator_SQ: object, denominator_Q: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         bootstrap_seeds(numerator_SQ, denominator_Q, **DRAWS)  # type: ignore[arg-type]
+
+
+def test_seeds_are_crossed_with_whole_clusters() -> None:
+    pictures_SQ = np.repeat(np.stack([_hits(0.5, 1), _hits(0.5, 2)]), 5, axis=1)
+    labels_Q = np.repeat(np.arange(60), 5)
+    naive = bootstrap_seeds(pictures_SQ, np.ones(300), **DRAWS)
+    clustered = bootstrap_seeds(pictures_SQ, np.ones(300), cluster_Q=labels_Q, **DRAWS)
+    assert clustered.mean == naive.mean
+    assert clustered.high - clustered.low > 1.5 * (naive.high - naive.low)
+    # Five equal questions about a picture say as much as one.
+    once = bootstrap_seeds(pictures_SQ[:, ::5], ONES, **DRAWS)
+    assert (clustered.low, clustered.high) == pytest.approx((once.low, once.high))
+    against = bootstrap_seeds_difference(pictures_SQ, np.zeros((1, 300)), np.ones(300), cluster_Q=labels_Q, **DRAWS)
+    assert (against.low, against.high) == pytest.approx((clustered.low, clustered.high))
+
+
+@given(
+    a_SQ=arrays(np.float64, (2, 12), elements=st.floats(0, 1)),
+    b_SQ=arrays(np.float64, (3, 12), elements=st.floats(0, 1)),
+    confidence=st.floats(0.6, 0.99),
+)
+def test_p_value_is_below_a_level_where_its_interval_leaves_zero_out(
+    a_SQ: np.ndarray, b_SQ: np.ndarray, confidence: float
+) -> None:
+    found = bootstrap_seeds_difference(a_SQ, b_SQ, np.ones(12), num_resamples=400, confidence=confidence, seed=3)
+    assert 0.0 < found.p_value <= 1.0
+    if found.low > 1e-9 or found.high < -1e-9:
+        assert found.p_value <= 1.0 - confidence + 2 * 2 / 401
+    elif found.low < -1e-9 and found.high > 1e-9:
+        assert found.p_value >= 1.0 - confidence - 2 * 2 / 401
+
+
+def test_p_value_of_arms_that_are_alike_is_one() -> None:
+    hits_SQ = np.stack([_hits(0.5, 1)] * 2)
+    assert bootstrap_seeds_difference(hits_SQ, hits_SQ, ONES, **DRAWS).p_value == 1.0
+
+
+def test_holm_by_hand() -> None:
+    # The example of Holm's procedure with four hypotheses: times 4, 3, 2, 1 in rising order, never falling.
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_holm([]) == []
+    assert adjust_holm([0.9, 0.8]) == [1.0, 1.0]
+    with pytest.raises(ValueError, match="p values must lie in"):
+        adjust_holm([1.1])
+
+
+@given(p_M=st.lists(st.floats(0, 1), min_size=1, max_size=15), level=st.floats(0.01, 0.2))
+def test_holm_rejects_what_the_step_down_rejects(p_M: list[float], level: float) -> None:
+    adjusted = adjust_holm(p_M)
+    assert all(p <= q <= 1.0 for p, q in zip(p_M, adjusted, strict=True))
+    rejected = set()
+    for rank, place in enumerate(sorted(range(len(p_M)), key=lambda place: p_M[place])):
+        if p_M[place] * (len(p_M) - rank) > level:
+            break
+        rejected.add(place)
+    assert {place for place, q in enumerate(adjusted) if q <= level} == rejected

@@ -13,6 +13,7 @@ from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation import methods
 from pipeline.evaluation.figures import METRICS, ResultTable
+from pipeline.evaluation.rows import score_choices
 from pipeline.evaluation.trec import save_run
 from pipeline.stages import evaluate
 from pipeline.store import load_results, read_json, save_pools, save_queries
@@ -80,17 +81,6 @@ def test_malformed_answer_is_a_miss_and_is_counted(world: FakeWorld, report: dic
     assert report["methods"]["rgrpo"]["malformed_rate"]["mean"] == pytest.approx(3 / 24)
 
 
-def test_oracle_refines_as_often_as_it_is_told(world: FakeWorld) -> None:
-    scorer = FakeScorer(world.queries, world.pools)
-    margins = []
-    for num_refinements in (0, 1, 3):
-        search = PARAMS.search.model_copy(update={"num_refinements": num_refinements})
-        choices = methods.search_oracle(scorer, world.pools, search)
-        rows = methods.score_choices("oracle", choices, world.queries, world.pools, scorer)
-        margins.append(sum(row.margin for row in rows if row.margin is not None))
-    assert margins[0] < margins[1] < margins[2]
-
-
 def test_oracle_is_never_below_the_full_image(world: FakeWorld) -> None:
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     by_method = {method: [row for row in rows if row.method == method] for method in ("full", "oracle")}
@@ -126,16 +116,19 @@ def test_breakdown_covers_every_query_once(report: dict) -> None:
 
 
 def test_blind_policy_sees_grey_pictures_of_the_same_size(world: FakeWorld) -> None:
+    num_test = len(world.queries)
     seen = world.policies["policy"].seen
-    assert len(seen) == 2 * len(world.queries)
+    assert len(seen) == 2 * num_test + len(world.val_queries)
+    blind, seeing = seen[-num_test:], seen[:-num_test]
     assert all(image.size == (96, 64) for image in seen)
-    assert all(image.getcolors() == [(96 * 64, methods.GREY)] for image in seen[len(world.queries) :])
-    assert all(len(image.getcolors(9999)) > 1 for image in seen[: len(world.queries)])
+    assert all(image.getcolors() == [(96 * 64, methods.GREY)] for image in blind)
+    assert all(len(image.getcolors(9999)) > 1 for image in seeing)
 
 
 def test_evaluation_is_repeatable(world: FakeWorld) -> None:
     folder = world.workspace.evaluation_dir
-    before = {name: (folder / name).read_bytes() for name in ("report.json", "results.parquet", "report.html")}
+    names = ("report.json", "results.parquet", "val_results.parquet", "report.html")
+    before = {name: (folder / name).read_bytes() for name in names}
     evaluate.run(PARAMS, world.workspace, null_run())
     assert before == {name: (folder / name).read_bytes() for name in before}
 
@@ -160,7 +153,13 @@ def test_confidence_and_resamples_change_the_intervals(world: FakeWorld, report:
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     table = ResultTable(rows, world.pools)
     again = evaluate.compute_report(
-        table, world.queries, narrow.evaluate, seed=7, provenance={}, behaviour={}
+        table,
+        world.queries,
+        narrow.evaluate,
+        seed=7,
+        provenance={},
+        choices={"best_rule": "base", "best_rgrpo": "rgrpo"},
+        behaviour={},
     ).as_json()
     wide, tight = (source["methods"]["rgrpo"]["mrr"] for source in (report, again))
     assert tight["high"] - tight["low"] < wide["high"] - wide["low"]
@@ -195,7 +194,7 @@ def test_ties_are_written_in_our_order(tmp_path: Path) -> None:
 def test_choices_become_rows_in_order(world: FakeWorld) -> None:
     queries, pools = world.queries[:3], world.pools[:3]
     choices = [(Malformed("x"), "?"), (KeepFull(), None), (Crop(methods.CENTRE_BOX), None)]
-    rows = methods.score_choices("sft", choices, queries, pools, FakeScorer(queries, pools))
+    rows = score_choices("sft", choices, queries, pools, FakeScorer(queries, pools))
     assert [row.decision for row in rows] == ["malformed", "full", "region"]
     assert [row.query_id for row in rows] == ["q00", "q01", "q02"]
 

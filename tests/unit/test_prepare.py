@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -124,7 +125,7 @@ def test_checks_are_recorded(workspace: Workspace):
     assert validation["num_rows"] == 6
     assert validation["rejects"] == {}
     names = {(result["table"], result["expectation"]) for result in validation["as_kept"]}
-    assert len(names) == 11
+    assert len(names) == 12
     assert ("queries", "expect_column_values_to_be_in_set(image_in_one_split)") in names
     assert all(result["success"] for result in validation["as_read"] + validation["as_kept"])
 
@@ -141,9 +142,9 @@ def test_each_picture_is_decoded_once(workspace: Workspace, monkeypatch: pytest.
     decoded: list[str] = []
     inspect = inspection.inspect_image
 
-    def record(path: Path, *, max_pixels: int, root: Path):
+    def record(path: Path, **how: Any):
         decoded.append(path.name)
-        return inspect(path, max_pixels=max_pixels, root=root)
+        return inspect(path, **how)
 
     monkeypatch.setattr(inspection, "inspect_image", record)
     prepare.run(Params(), workspace, null_run())
@@ -178,6 +179,7 @@ def test_witness_stops_tables_that_break_a_promise():
         queries=[query],
         kept_queries=[],
         images={"x": ImageFacts(width_px=1, height_px=1, sha256="0")},
+        lookalikes={},
         rejects=[],
         num_query_rows=1,
         num_image_queries=1,

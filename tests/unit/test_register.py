@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from pipeline.errors import DataError, StageError
 from pipeline.learn import encoder as encoder_module
 from pipeline.learn import index as index_module
 from pipeline.stages import evaluate, register
-from pipeline.store import load_results, read_json, save_results, write_json
+from pipeline.store import load_results, read_json, save_pools, save_queries, save_results, write_json
 from pipeline.tracking import null_run, open_store, stage_run
+from pipeline.types import QueryResult
 from tests.unit.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, build_fake_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
@@ -56,9 +58,9 @@ class FakeIndex:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    world = build_fake_world(tmp_path, monkeypatch, num_queries=48)
+    world = build_fake_world(tmp_path, monkeypatch, num_queries=24, num_val=48)
     evaluate.run(PARAMS, world.workspace, null_run())
-    for folder in (world.workspace.policy_dir, world.workspace.index_dir, tmp_path / "scorer"):
+    for folder in (world.workspace.index_dir, tmp_path / "scorer"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     monkeypatch.setattr(encoder_module, "load_encoder", lambda _params: FakeEncoder())
@@ -82,7 +84,7 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     told = _register(world)
     assert told["version"] == 1
     assert told["aliases"] == ["challenger", "champion"]
-    assert told["gate"]["bar"] == "full image"
+    assert (told["gate"]["split"], told["gate"]["bar"]) == ("val", "the full image")
     assert told["gate"]["difference"]["low"] > 0
     root = world.workspace.data_dir.parent
     version = open_store(root).get_model_version_by_alias("region-r1", "champion")
@@ -120,19 +122,52 @@ def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld)
     assert told["gate"]["difference"]["mean"] == 0.0
 
     folder = world.workspace.evaluation_dir
-    rows = load_results(folder / "results.parquet")
-    perfect = [row for row in rows if row.method not in ("rgrpo", "oracle")]
-    oracle = [row for row in rows if row.method == "oracle"]
-    save_results(folder / "results.parquet", perfect + [_as(row, "rgrpo") for row in oracle] + oracle)
+    path = folder / "val_results.parquet"
+    rows = load_results(path)
+    save_results(path, [row if row.method != "rgrpo" else _put_first(row, world) for row in rows])
     assert _register(world)["aliases"] == ["challenger", "champion"]
 
     report = read_json(folder / "report.json")
-    write_json(folder / "report.json", {**report, "pools_sha256": "others"})
+    write_json(folder / "report.json", {**report, "val_pools_sha256": "others"})
     told = _register(world)
     assert told["aliases"] == ["challenger"]
-    assert "other test pools" in told["gate"]["reason"]
+    assert "other val pools" in told["gate"]["reason"]
     aliases = open_store(world.workspace.data_dir.parent).get_registered_model("region-r1").aliases
     assert {name: int(version) for name, version in aliases.items()} == {"challenger": 4, "champion": 3}
+
+
+def test_gate_reads_val_and_test_is_only_reported(world: FakeWorld) -> None:
+    path = world.workspace.evaluation_dir / "results.parquet"
+    wrong = [replace(row, first_rank=2) if row.method == "rgrpo" else row for row in load_results(path)]
+    save_results(path, wrong)  # whatever test says, the gate does not look
+    told = _register(world)
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    assert told["gate"]["promoted"]
+    assert told["gate"]["difference"]["mean"] == pytest.approx(
+        report["val"]["paired"]["rgrpo_minus_full"]["cond_recall_at_1"]["mean"]
+    )
+    assert told["test_differences"] == {pair: values["cond_recall_at_1"] for pair, values in report["paired"].items()}
+
+
+def test_gate_says_how_the_policy_stands_to_the_best_rule(world: FakeWorld) -> None:
+    gate = _register(world)["gate"]
+    report = read_json(world.workspace.evaluation_dir / "report.json")
+    on_val = {name: values["cond_recall_at_1"]["mean"] for name, values in report["val"]["methods"].items()}
+    assert gate["best_rule"] == report["best_rule"]
+    assert gate["minus_best_rule"]["mean"] == pytest.approx(on_val["rgrpo"] - on_val[report["best_rule"]])
+    assert f"the best rule, {report['best_rule']}" in gate["reason"]
+
+
+def test_without_val_nothing_is_promoted(tmp_path: Path, world: FakeWorld) -> None:
+    workspace = world.workspace
+    save_queries(workspace.tables_dir / "queries.parquet", world.queries)
+    save_pools(workspace.pools_dir / "pools.parquet", world.pools)
+    evaluate.run(PARAMS, workspace, null_run())
+    told = _register(world)
+    assert told["aliases"] == ["challenger"]
+    assert "no val pool holds a positive" in told["gate"]["reason"]
+    assert told["gate"]["difference"] is None
+    assert told["gate"]["best_rule"] is None
 
 
 def test_register_needs_an_evaluation_and_a_store(world: FakeWorld) -> None:
@@ -149,7 +184,6 @@ def test_requirements_name_installed_packages() -> None:
     assert all(importlib.metadata.version(name) for name in register._REQUIREMENTS)
 
 
-def _as(row: Any, method: str) -> Any:
-    from dataclasses import replace
-
-    return replace(row, method=method)
+def _put_first(row: QueryResult, world: FakeWorld) -> QueryResult:
+    has_positive = {pool.query_id: pool.has_positive for pool in world.val_pools}
+    return replace(row, first_rank=1) if has_positive[row.query_id] else row

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.figures import METRICS
+from pipeline.evaluation.figures import BEST_PAIR, METRICS
 from pipeline.evaluation.methods import METHODS
 from pipeline.report import table
 from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
@@ -23,6 +23,8 @@ from tests.unit.evaluation_fakes import PARAMS, build_fake_world
 
 def test_every_method_and_metric_has_a_name() -> None:
     assert tuple(table.METHOD_LABELS) == tuple(table.METHOD_NOTES) == METHODS
+    assert tuple(method for group in table.METHOD_GROUPS for method in group) == METHODS
+    assert table.BEST_PAIR == BEST_PAIR
     assert {column.metric for column in table.COLUMNS} == set(METRICS)
     assert set(METRICS) > table.DECISION_METRICS
 
@@ -100,7 +102,7 @@ def test_abstentions_are_spread_over_the_table() -> None:
     assert min(numbers) < 20 and max(numbers) > 75
 
 
-def _build_report(*, low: float, high: float) -> dict:
+def _build_report(*, low: float, high: float, best_rule: str | None = "base_grown") -> dict:
     def build_row(share: float) -> dict:
         return {"cond_recall_at_1": fakes.build_interval(share), "harm_rate": fakes.build_interval(0.1)}
 
@@ -110,11 +112,25 @@ def _build_report(*, low: float, high: float) -> dict:
         "malformed_rate": {"mean": 0.05, "low": 0.0, "high": 0.1},
         "headroom": fakes.build_interval(0.4),
     }
+    difference = {"mean": 0.3, "low": low, "high": high, "p_value": 0.1}
+    methods = {
+        "full": build_row(0.3),
+        "base": build_row(0.55),
+        "base_grown": build_row(0.58),
+        "rgrpo": policy,
+        "rgrpo_fused": build_row(0.62),
+        "oracle": build_row(0.9),
+    }
     return {
         "num_queries": 40,
         "num_with_positive": 30,
-        "methods": {"full": build_row(0.3), "base": build_row(0.55), "rgrpo": policy, "oracle": build_row(0.9)},
-        "paired": {"rgrpo_minus_full": {"cond_recall_at_1": {"mean": 0.3, "low": low, "high": high, "p_value": 0.1}}},
+        "best_rule": best_rule,
+        "best_rgrpo": best_rule and "rgrpo_fused",
+        "methods": methods,
+        "paired": {
+            "rgrpo_minus_best_rule": {"cond_recall_at_1": difference if best_rule else None},
+            "rgrpo_minus_full": {"cond_recall_at_1": difference},
+        },
     }
 
 
@@ -123,11 +139,21 @@ def _build_report(*, low: float, high: float) -> dict:
     [(0.1, 0.5, "more answers"), (-0.5, -0.1, "fewer answers"), (-0.1, 0.5, "No clear difference")],
 )
 def test_headline_says_no_more_than_the_interval(low: float, high: float, said: str) -> None:
-    assert said in write_headline(_build_report(low=low, high=high)).result
+    result = write_headline(_build_report(low=low, high=high)).result
+    assert said in result
+    assert "the best rule (base, grown)" in result
+    assert "r-GRPO, fused" in result
+
+
+def test_headline_falls_back_on_the_full_image_and_says_so() -> None:
+    headline = write_headline(_build_report(low=0.1, high=0.5, best_rule=None))
+    assert "more answers first than the full image" in headline.result
+    assert "val could not choose one" in headline.shortfalls[0]
 
 
 def test_headline_names_what_falls_short() -> None:
     lines = " ".join(write_headline(_build_report(low=0.1, high=0.5)).shortfalls).replace("\u00a0", " ")
+    assert "r-GRPO, fused minus best rule (base, grown) is +30.0 points (+10.0 to +50.0" in lines
     assert "Harm: 4 of 40 (10.0 % [0.0 to 20.0])" in lines
     assert "Malformed: 2 of 40" in lines
     assert "40.0 % [30.0 to 50.0] of the oracle's gain" in lines

@@ -133,13 +133,25 @@ def test_thresholds_stand_by_log_odds_and_the_endless_ones_at_the_edges() -> Non
     assert [row["at"] for row in rows] == [-9, 0.0, pytest.approx(2.944, abs=1e-3), 9]
 
 
-def test_no_threshold_that_keeps_the_bound_is_said() -> None:
-    behaviour = {"threshold": {**fakes.build_behaviour()["threshold"], "chosen": None}}
+def _note_of_threshold(**changes: object) -> str:
     report = {
         "num_with_positive": 3,
         "confidence": 0.95,
         "methods": {"rgrpo": {"cond_recall_at_1": fakes.build_interval(0.5)}},
-        "behaviour": behaviour,
+        "behaviour": {"threshold": {**fakes.build_behaviour()["threshold"], **changes}},
     }
     harm, _ = result_figures.draw_result_figures(report, [], [])["threshold"]
-    assert "no threshold keeps it" in harm.note
+    return harm.note
+
+
+def test_bound_level_evidence_and_test_harm_are_said() -> None:
+    assert _note_of_threshold().endswith(
+        "bound of 12 %; chosen on val: 0.5 (dashed), which harms 2 of 40 val pictures, so at most 11 % of all at 95 % "
+        "confidence; on test it harms 10.0 % of the queries."
+    )
+
+
+def test_no_threshold_that_keeps_the_bound_is_said() -> None:
+    none = {"num_pictures": 40, "num_harmed": 0, "upper_limit": 0.0}
+    assert _note_of_threshold(chosen=1.01, val=none).endswith("to rank more answers first: never crop.")
+    assert _note_of_threshold(chosen=None, val=None).endswith("so no threshold is chosen.")
