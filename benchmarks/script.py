@@ -24,7 +24,7 @@ ENDINGS: Final[tuple[Ending, ...]] = ("action", "longest")
 
 
 class Script(LogitsProcessor):  # type: ignore[misc]
-    """Leaves each row of a batch one token at each step: its own, then the filler."""
+    """Leaves each row of a batch one token at each step: its own, then the filler; an opening forced before stays."""
 
     def __init__(self, num_prompt_tokens: int, rows: list[list[int]], filler_id: int) -> None:
         self._num_prompt_tokens = num_prompt_tokens
@@ -35,9 +35,10 @@ class Script(LogitsProcessor):  # type: ignore[misc]
         """Return scores, (B, V), that leave one token a row."""
         step = input_ids.shape[1] - self._num_prompt_tokens
         wanted = [row[step] if step < len(row) else self._filler_id for row in self._rows]
-        forced = torch.full_like(scores, -torch.inf)
-        forced[torch.arange(len(wanted)), wanted] = 0.0
-        return forced
+        scripted = torch.full_like(scores, -torch.inf)
+        scripted[torch.arange(len(wanted)), wanted] = 0.0
+        is_forced_B1 = scores.isfinite().sum(1, keepdim=True) == 1
+        return torch.where(is_forced_B1, scores, scripted)
 
 
 @contextmanager
@@ -54,19 +55,16 @@ def speak(policy: Policy, ending: Ending, side_px: int) -> Iterator[list[int]]:
     # The first letter of an ordinary word: it ends nothing.
     filler_id = tokenizer("word", add_special_tokens=False)["input_ids"][0]
 
-    def say(prompt_ids: list[int]) -> list[int]:
+    def say() -> list[int]:
         if ending == "longest":
             return []
-        if prompt_ids[-len(policy.full_ids) :] == policy.full_ids:
-            return [tokenizer.eos_token_id]
         low = 0.05 * (next(numbers) % 9)
         text = format_decision(Crop(Box(low, low, low + 0.5, low + 0.5)), policy.get_frame(side_px, side_px))
-        ids: list[int] = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        return ids[len(policy.region_ids) :] if prompt_ids[-len(policy.region_ids) :] == policy.region_ids else ids
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     def generate_scripted(**keywords: Any) -> Any:  # noqa: ANN401 - as transformers has it
         prompts = keywords["input_ids"]
-        rows = [say(ids) for ids in prompts.tolist()]
+        rows = [say() for _ in prompts]
         script = Script(prompts.shape[1], rows, filler_id)
         keywords["logits_processor"] = LogitsProcessorList([*keywords.get("logits_processor", ()), script])
         sequences = generate(**keywords)

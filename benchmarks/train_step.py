@@ -1,7 +1,8 @@
 """A step of our trainer with the real reward against a step of TRL's stock trainer with a constant one.
 
-Both get one configuration, one model, the same queries and freshly opened pictures. What differs besides the method
-is how much is generated, so that is counted too: our rows open with a forced token, and rows may end early.
+Both get one configuration, one model, the same queries and freshly opened pictures. What differs besides the method:
+ours runs each prompt and picture once, the stock trainer once for each row of their group; and how much is generated,
+so that is counted too: our rows end with their actions.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class TrainFigures:
         stock_cpu_s: CPU seconds of the stock step.
         stock_ratio: ours over stock, medians of two blocks that ran one after the other.
         stock_ratio_cpu: the same in CPU time.
-        our_positions: positions decoded for a row of a step, forced opening not among them, padding included.
+        our_positions: positions decoded for a row of a step, forced opening and padding included.
         stock_positions: the same for the stock trainer.
     """
 

@@ -186,11 +186,10 @@ class WarmupParams(_Section):
         description="which boxes are tried: those near what the base policy says, or a grid over the whole picture",
     )
     num_samples: PositiveInt = Field(default=8, description="regions that the policy draws beside its likeliest")
-    num_neighbours: PositiveInt = Field(default=40, description="boxes tried around those of a query")
-    temperature: PositiveFloat = Field(
-        default=0.25, description="difference in reward that makes a box e times as frequent among the labels"
+    min_gain_elsewhere: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.5, description="reward by which a drawn box elsewhere must beat the likeliest to become the label"
     )
-    epochs: PositiveInt = Field(default=4, description="each with labels of its own where those are drawn")
+    epochs: PositiveFloat = 4.0
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_size: PositiveInt = 32

@@ -148,7 +148,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegionLabel:
-    """What region search found for one training query: a crop that beats the full image by the set gain, or FULL."""
+    """What the warm-up teaches about one training query: a crop, or FULL.
+
+    Attributes:
+        query_id: the query.
+        box: the crop; None is FULL.
+        gain: reward over that of the full image: of the label's box, or where FULL is the label of the boxes it won
+            against (the best of a search, the mean of a neighbourhood; 0 where there was none).
+    """
 
     query_id: str
     box: Box | None

@@ -87,7 +87,8 @@ def spread_over_rows(weights_BA: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> 
 
     Args:
         weights_BA: (B, 2) what each arm's log probability is to be pulled by.
-        decisions_BG: (B, G) codes as above; MALFORMED rows get 0, since what one arm gains is taken from all others.
+        decisions_BG: (B, G) codes as above, of rows that open with the very tokens whose probability is pulled; all
+            others MALFORMED. Those get 0, since what one arm gains is taken from all others.
     """
     weights = np.asarray(weights_BA, dtype=np.float64)
     decisions = np.asarray(decisions_BG)
@@ -99,10 +100,9 @@ def spread_over_rows(weights_BA: npt.ArrayLike, decisions_BG: npt.ArrayLike) -> 
     return advantages
 
 
-def count_zero_signal(*advantages_BG: npt.NDArray[np.float64]) -> int:
-    """Return the number of groups whose advantages are all zero (to 1e-8), which teach nothing."""
-    size_BG = np.max([np.abs(values) for values in advantages_BG], axis=0)
-    return int((size_BG <= _NO_SIGNAL).all(axis=1).sum())
+def count_zero_signal(rewards_BG: npt.ArrayLike) -> int:
+    """Return the number of groups whose rows all earn the same (to 1e-8), which tell no row from another."""
+    return int((np.ptp(np.asarray(rewards_BG), axis=1) <= _NO_SIGNAL).sum())
 
 
 def _check_rewards(rewards_BG: npt.ArrayLike) -> F64:

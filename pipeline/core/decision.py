@@ -54,7 +54,7 @@ def compute_decision_loss(
 
     Args:
         values_BA: (B, 2) what a crop and the full image earn.
-        p_BA: (B, 2) probability of either opening under the policy, each in (0, 1], together at most 1.
+        p_BA: (B, 2) probability of either opening under the policy, together at most 1; below 1e-12 each counts so.
         reference_BA: (B, 2) the same under the reference.
         temperature: difference in value, above 0, at which the better arm is wanted with odds of e to 1.
         beta: weight of the KL, 0 or more.

@@ -1,4 +1,4 @@
-"""Region search: which boxes the frozen scorer is asked about, and the label that the best one earns.
+"""Which boxes the frozen scorer is asked about, all over a picture or near some, and how labels follow from rewards.
 
 Ours, not the paper's: the labels warm the policy up before r-GRPO.
 """
@@ -7,14 +7,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-import numpy as np
-
+from pipeline.core.boxes import grow_box
 from pipeline.types import Box, RegionLabel
 
 _STEPS = (1 / 4, 1 / 8)
-_OUTWARDS = (-0.1, 0.4)
-"""How far a drawn neighbour's sides may move, in parts of the box's width or height."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaping:
+    """How a crop lies around a box that points at something.
+
+    Attributes:
+        margin: that each side moves outwards, in parts of the box's width or height.
+        is_square: whether the shorter side, in pixels, is first grown to the longer one. An encoder squashes its input to
+            a square; what is square already keeps its shape.
+    """
+
+    margin: float
+    is_square: bool
+
+    def apply(self, box: Box, width_px: int, height_px: int) -> Box:
+        """Return the crop, cut at the edges of the picture, whose size decides what is square."""
+        return grow_box(_square(box, width_px, height_px) if self.is_square else box, self.margin)
+
+
+RESHAPINGS: Final = tuple(
+    Reshaping(margin, is_square) for is_square in (False, True) for margin in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+)
 
 
 def build_grid(scales: Sequence[float], stride: float) -> tuple[Box, ...]:
@@ -53,43 +75,6 @@ def refine_boxes(box: Box) -> tuple[Box, ...]:
     neighbours = {neighbour: None for step in _STEPS for neighbour in _build_neighbours(box, step)}
     neighbours.pop(box, None)
     return tuple(neighbours)
-
-
-def draw_neighbours(box: Box, rng: np.random.Generator, count: int) -> list[Box]:
-    """Return boxes near one: each side is moved by itself, a little inwards or further outwards.
-
-    By -0.1 to 0.4 of the box's width or height, evenly drawn, and stopped at the image's edge. More room outwards than
-    inwards: a box that cuts the thing asked about loses it, one that shows some ground around it does not. Sides that
-    move by themselves can make a box squarer, which an encoder that squashes its input to a square rewards.
-
-    Args:
-        box: where to look.
-        rng: gives the moves.
-        count: boxes wanted, 0 or more.
-    """
-    low, high = _OUTWARDS
-    return [_move_sides(box, rng.uniform(low, high, size=4).tolist()) for _ in range(count)]
-
-
-def weigh_boxes(rewards: Sequence[float], temperature: float) -> list[float]:
-    """Return how often each box is to be taught: a softmax of the rewards, summing to 1.
-
-    The best box of a single query is mostly the scorer's noise; what boxes that earn much have in common over many
-    queries is not. So boxes are taught in the shares in which a policy would draw them that trades reward against
-    staying close to even draws: `softmax(reward / temperature)`.
-
-    Args:
-        rewards: of the boxes of one query, at least one.
-        temperature: difference in reward, above 0, that makes a box e times as frequent.
-
-    Raises:
-        ValueError: there is no box, or a reward is not finite.
-    """
-    if not rewards or not all(math.isfinite(reward) for reward in rewards):
-        raise ValueError("rewards must be finite, and at least one")
-    best = max(rewards)
-    powers = [math.exp((reward - best) / temperature) for reward in rewards]
-    return [power / sum(powers) for power in powers]
 
 
 def choose_label(
@@ -145,15 +130,12 @@ def _build_neighbours(box: Box, step: float) -> Iterator[Box]:
                 yield Box(*coords)
 
 
-def _move_sides(box: Box, outwards: Sequence[float]) -> Box:
-    width, height = box.x1 - box.x0, box.y1 - box.y0
-    left, top, right, bottom = outwards
-    return Box(
-        max(0.0, box.x0 - left * width),
-        max(0.0, box.y0 - top * height),
-        min(1.0, box.x1 + right * width),
-        min(1.0, box.y1 + bottom * height),
-    )
+def _square(box: Box, width_px: int, height_px: int) -> Box:
+    across, down = (box.x1 - box.x0) * width_px, (box.y1 - box.y0) * height_px
+    side = max(across, down)
+    x0, x1 = _grow(box.x0, box.x1, (side - across) / 2.0 / width_px)
+    y0, y1 = _grow(box.y0, box.y1, (side - down) / 2.0 / height_px)
+    return Box(x0, y0, x1, y1)
 
 
 def _move(start: float, end: float, shift: float) -> tuple[float, float]:

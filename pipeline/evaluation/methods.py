@@ -7,7 +7,8 @@ base                the vision-language model before any training here.
 base_grown, base_grown_or_full, base_grown_fused
                     rules that nobody trained on top of it, in rules.py: what a training must beat.
 sft, rgrpo          the policy after warm-up, and after r-GRPO.
-rgrpo_fused         r-GRPO's crop and the full image, their scores averaged by a weight chosen on val.
+rgrpo_fused         r-GRPO and a rule on top of it, in rules.py: the weighted mean of the scores of its region and of
+                    the full image.
 rgrpo_blind         the same policy asked about a grey picture; what it still gains, it gains without looking.
 perfect             the box around the thing asked about, where the data have one: a ceiling of pointing.
 oracle              the best view that region search finds with the relevance known: a ceiling of the search, whose

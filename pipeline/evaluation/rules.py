@@ -4,8 +4,9 @@ base_grown           the base policy's box, grown by a margin on every side.
 base_grown_or_full   that crop, or the full image where the scorer is no surer of the crop: it must lead its second
                      candidate by more than a multiple of the full image's lead. No label is read.
 base_grown_fused     the weighted mean of both views' scores: weight * crop + (1 - weight) * full.
-rgrpo_fused          the same mean for r-GRPO's own box, not grown, with one weight where it crops and another, maybe 0,
-                     where it keeps the full image: what a rule adds to the trained policy.
+rgrpo_fused          a rule on top of the trained policy: the same mean for its own region, not grown. Where it crops,
+                     that is its crop, with one weight; where it keeps the full image, the region that it names when it
+                     must (REGION forced), with another weight, which may be 0: then the full image stands alone.
 
 Each leaves a number or two open. They are chosen on val alone, by CondRecall@1 (docs/method.md, D46). Where the base
 policy keeps the full image, so do its rules; where an answer is malformed, it stays a miss.
@@ -96,7 +97,7 @@ class Look:
 
     Attributes:
         choice: the policy's answer.
-        region: the box that it crops, or would crop if it had to, grown; None where it names none.
+        region: the box that it crops, or else the one that it names when it must, grown; None where it names none.
         crop: how that region ranks the pool; None without one.
         full: how the full image does.
     """
@@ -113,7 +114,7 @@ class Source:
 
     Attributes:
         greedy: its answers.
-        forced: its answers where it must name a region; for a policy that is never forced, the same.
+        forced: its answers where it must name a region; for a policy that is never forced, the greedy ones again.
     """
 
     greedy: Sequence[Choice]
@@ -168,7 +169,7 @@ def apply_rule(setting: Setting, look: Look, pool: Pool) -> Ranked:
     decision, completion = look.choice
     if isinstance(decision, Malformed):
         return Ranked(decision, completion, None)
-    weight = setting.kept_weight or 0.0 if isinstance(decision, KeepFull) else setting.weight
+    weight = setting.weight if isinstance(decision, Crop) else setting.kept_weight or 0.0
     if look.region is None or look.crop is None or weight == 0.0:
         return Ranked(KeepFull(), completion, look.full)
     if setting.gap_ratio is not None and compute_gap(look.crop) <= setting.gap_ratio * compute_gap(look.full):

@@ -6,7 +6,8 @@ Departures from TRL's trainer (docs/method.md gives their numbers and measuremen
 - Decision tokens and box tokens carry advantages of their own, (B, T) instead of (B,).
 - The decision has an exact loss (`core/decision.py`), for which one short forward pass a query reads p(REGION) and
   p(FULL); TRL's estimate of the KL is left to the box tokens.
-- A picture goes through the vision tower once, not once for each row of its group (`shared_pictures.py`).
+- A prompt goes through the model once, not once for each row of its group (`shared_prompts.py`), and so does a picture
+  through the vision tower (`shared_pictures.py`).
 - A row ends with its action (`action_end.py`); the trainer would go on until an end token.
 - A checkpoint of a full fine-tune restores its weights (TRL's only warns that it does not), one that was cut off does
   not count, and a resumed run goes on with the order of its own epoch (TRL's starts again with the first one's).
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -54,7 +56,7 @@ from pipeline.learn.openings import read_opening
 from pipeline.learn.policy import Policy, build_messages
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
-from pipeline.learn.shared_prompts import compute_completion_logps, select_pictures
+from pipeline.learn.shared_prompts import can_share_prompts, compute_completion_logps, select_pictures
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
@@ -172,6 +174,11 @@ class GroupPlan:
             return "region"
         return "full" if row < self.num_region + self.num_full else "free"
 
+    def list_codes(self) -> IntArray:
+        """Return the code of the arm that each row of a group is made to open, (G,): MALFORMED for neither."""
+        num_free = self.group_size - self.num_region - self.num_full
+        return np.repeat([REGION, FULL, MALFORMED], [self.num_region, self.num_full, num_free])
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
@@ -278,47 +285,24 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        shape = (-1, self.num_generations)
-        rewards_BG = self._rewards_N.view(shape).cpu().numpy()
-        codes_BG = self._codes_N.view(shape).cpu().numpy()
+        rewards_BG, codes_BG = (
+            rows_N.view(-1, self.num_generations).cpu().numpy() for rows_N in (self._rewards_N, self._codes_N)
+        )
         opening_BT = self._mask_openings(output["completion_ids"])
         decision = self._judge_decisions(output, opening_BT, rewards_BG, codes_BG) if self._plan.is_balanced else None
         if self._params.factorised:
             assert decision is not None  # config.py wants both arms for it
-            opening_BG = spread_over_rows(decision.weight_BA, codes_BG)
+            # Free rows need not carry the decision: what they open with, forced rows open with too, or it is no arm's
+            # canonical opening, of which alone the loss knows the probability.
+            opening_BG = spread_over_rows(decision.weight_BA, np.broadcast_to(self._plan.list_codes(), codes_BG.shape))
             box_BG = compute_box_advantages(rewards_BG, codes_BG)
+            output["opening_mask"] = opening_BT
         else:
             opening_BG = box_BG = compute_group_advantages(rewards_BG)
-        self._log_groups(codes_BG, opening_BG, box_BG)
+        self._log_groups(rewards_BG, codes_BG)
         opening_B, box_B = (self._take_own(values_BG, opening_BT) for values_BG in (opening_BG, box_BG))
         output["advantages"] = torch.where(opening_BT, opening_B[:, None], box_B[:, None])
         return output
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **pictures: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Return log probabilities and entropies of completions, (B, T); shared prompts go through the model once."""
-        output = self._score_completions(model, input_ids, attention_mask, logits_to_keep, pictures)
-        return output.log_probs, output.entropy if compute_entropy else None, None
-
-    def _score_completions(
-        self,
-        model: Untyped,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        num_tokens: int,
-        pictures: Mapping[str, Any],
-    ) -> Untyped:
-        with self.accelerator.autocast():
-            return compute_completion_logps(model, input_ids, attention_mask, num_tokens, pictures)
 
     def _take_own(self, values_BG: FloatArray, like: torch.Tensor) -> torch.Tensor:
         """Return this process's share of all processes' rows, (B,)."""
@@ -329,19 +313,9 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _judge_decisions(
         self, output: dict[str, Any], opening_BT: torch.Tensor, rewards_BG: FloatArray, codes_BG: IntArray
     ) -> DecisionLoss:
-        """Return the decisions' loss, and take the openings out of TRL's estimate of the KL.
-
-        That estimate assumes tokens drawn from the policy. Openings are forced, so through it their KL would be
-        unbounded as p falls, and would grow with the number of forced rows. Where policy and reference say the same
-        it has neither value nor gradient; the exact KL is part of the decision's loss.
-        """
-        logps_BT = self._compute_opening_logps(output, opening_BT)
-        p_BA = self._take_arms(logps_BT.sum(1).exp())
-        reference_BA = p_BA
+        p_BA = reference_BA = self._compute_p_arms(output, opening_BT)
         if output.get("ref_per_token_logps") is not None:
-            reference_BT = output["ref_per_token_logps"]
-            reference_BA = self._take_arms((reference_BT * opening_BT).sum(1).exp())
-            output["ref_per_token_logps"] = torch.where(opening_BT, logps_BT, reference_BT)
+            reference_BA = self._take_arms((output["ref_per_token_logps"] * opening_BT).sum(1).exp())
         loss = compute_decision_loss(
             compute_arm_values(rewards_BG, codes_BG),
             p_BA,
@@ -352,50 +326,107 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._log_decisions(loss, p_BA)
         return loss
 
+    @torch.no_grad()
+    def _compute_p_arms(self, output: dict[str, Any], opening_BT: torch.Tensor) -> FloatArray:
+        """Return the probability of either arm's opening in all processes' groups, (B, 2), from the policy in training.
+
+        Rows of an arm open alike, so one speaks for all, and only its opening is read.
+        """
+        rows_R = self._list_arm_rows(len(opening_BT))
+        num_tokens = max(len(opening) for opening in self._openings.values())
+        completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
+        logps_RT, _, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
+            torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
+            completion_ids_RT.shape[1],
+            **select_pictures(output, rows_R, output["prompt_ids"].shape[1] + num_tokens),
+        )
+        p_B = logps_RT.new_zeros(len(opening_BT))
+        p_B[rows_R] = (logps_RT * opening_BT[rows_R, :num_tokens]).sum(1).exp()
+        return self._take_arms(p_B)
+
     def _take_arms(self, p_opening_B: torch.Tensor) -> FloatArray:
         """Return the probability of either arm's opening in every group of all processes, (B, 2)."""
-        p_BG = self.accelerator.gather(p_opening_B).view(-1, self.num_generations).double().cpu().numpy()
-        # Free rows may spell an opening in other tokens; the first forced row of either arm has those that SFT taught.
-        arms: FloatArray = p_BG[:, [0, self._plan.num_region]]
+        p_N = self.accelerator.gather(p_opening_B)
+        arms: FloatArray = p_N[self._list_arm_rows(len(p_N))].view(-1, 2).double().cpu().numpy()
         return arms
 
-    @torch.no_grad()
-    def _compute_opening_logps(self, output: dict[str, Any], opening_BT: torch.Tensor) -> torch.Tensor:
-        """Return the log probabilities of the tokens that open each row under the policy in training, (B, T), else 0.
+    def _list_arm_rows(self, num_rows: int) -> list[int]:
+        """Return the first row of every group that is made to open REGION and the first made to open FULL, in turn.
 
-        Rows of a group that open with the same tokens share all that these depend on, so one of them speaks for all,
-        and only its opening is read, without dropout.
+        Free rows may spell an opening in other tokens; forced rows have those that SFT taught.
         """
-        num_tokens = int(opening_BT.sum(1).max())
-        opening_ids = torch.where(opening_BT, output["completion_ids"], -1)[:, :num_tokens].tolist()
-        keys_B = [(row // self.num_generations, *ids) for row, ids in enumerate(opening_ids)]
-        rows_R = [keys_B.index(key) for key in dict.fromkeys(keys_B)]
-        completion_ids_RT = output["completion_ids"][rows_R, :num_tokens]
-        num_row_tokens = output["prompt_ids"].shape[1] + num_tokens
-        with without_dropout(self.model):
-            logps_RT = self._score_completions(
-                self.model,
-                torch.cat([output["prompt_ids"][rows_R], completion_ids_RT], dim=1),
-                torch.cat([output["prompt_mask"][rows_R], output["completion_mask"][rows_R, :num_tokens]], dim=1),
-                num_tokens,
-                select_pictures(output, rows_R, num_row_tokens),
-            ).log_probs
-        place = {key: number for number, key in enumerate(dict.fromkeys(keys_B))}
-        logps_BT = torch.zeros(opening_BT.shape, device=logps_RT.device, dtype=logps_RT.dtype)
-        logps_BT[:, :num_tokens] = logps_RT[[place[key] for key in keys_B]]
-        return torch.where(opening_BT, logps_BT, 0.0)
+        return [group + row for group in range(0, num_rows, self.num_generations) for row in (0, self._plan.num_region)]
 
     def _mask_openings(self, completion_ids_BT: torch.Tensor) -> torch.Tensor:
         lengths = [read_opening(self._tokenizer, row)[1] for row in completion_ids_BT.tolist()]
         positions_T = torch.arange(completion_ids_BT.shape[1], device=completion_ids_BT.device)
         return positions_T[None] < torch.tensor(lengths, device=completion_ids_BT.device)[:, None]
 
+    # -- loss ---------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Untyped, inputs: dict[str, Any]) -> torch.Tensor:
+        self._loss_inputs = inputs
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Untyped,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **pictures: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Return log probabilities and entropies of completions, (B, T); no family here mixes experts.
+
+        What is read without gradients (p(opening), the reference, the policy that drew) is read without dropout.
+        """
+        learns = torch.is_grad_enabled()
+        with nullcontext() if learns else without_dropout(model), self.accelerator.autocast():
+            if can_share_prompts(model):
+                outputs = [
+                    compute_completion_logps(
+                        model,
+                        input_ids[rows],
+                        attention_mask[rows],
+                        logits_to_keep,
+                        select_pictures(pictures, rows, input_ids.shape[1]),
+                    )
+                    for rows in _cut(len(input_ids), batch_size)
+                ]
+                logps = torch.cat([output.log_probs for output in outputs])
+                entropies = torch.cat([output.entropy for output in outputs]) if compute_entropy else None
+            else:
+                logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **pictures
+                )
+        if learns:
+            self._leave_openings_to_the_decision(logps.detach())
+        return logps, entropies, None
+
+    def _leave_openings_to_the_decision(self, logps_BT: torch.Tensor) -> None:
+        """Take the openings out of TRL's estimate of the KL.
+
+        That estimate assumes tokens drawn from the policy. Openings are forced, so through it their KL would be
+        unbounded as p falls, and would grow with the number of forced rows. Where policy and reference say the same
+        it has neither value nor gradient; the exact KL is part of the decision's loss.
+        """
+        opening_BT = self._loss_inputs.get("opening_mask")
+        if opening_BT is not None and "ref_per_token_logps" in self._loss_inputs:
+            reference_BT = self._loss_inputs["ref_per_token_logps"]
+            self._loss_inputs["ref_per_token_logps"] = torch.where(opening_BT, logps_BT, reference_BT)
+
     # -- what is watched ----------------------------------------------------------------------------------------
 
-    def _log_groups(self, codes_BG: IntArray, opening_BG: FloatArray, box_BG: FloatArray) -> None:
+    def _log_groups(self, rewards_BG: FloatArray, codes_BG: IntArray) -> None:
         metrics = self._metrics["train"]
-        metrics["group/zero_signal"].append(count_zero_signal(opening_BG, box_BG) / len(codes_BG))
-        free_BF = codes_BG[:, self._list_arms_of_group() == "free"]
+        metrics["group/zero_signal"].append(count_zero_signal(rewards_BG) / len(codes_BG))
+        free_BF = codes_BG[:, self._plan.list_codes() == MALFORMED]
         if free_BF.size:
             metrics["decision/region_rate"].append(float((free_BF == REGION).mean()))
             metrics["decision/malformed_rate"].append(float((free_BF == MALFORMED).mean()))
@@ -408,9 +439,6 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         metrics["decision/target"].append(float(loss.target_B.mean()))
         metrics["decision/loss"].append(float(loss.loss_B.mean()))
         metrics["decision/kl"].append(float(loss.kl_B.mean()))
-
-    def _list_arms_of_group(self) -> npt.NDArray[np.str_]:
-        return np.asarray([self._plan.get_arm(row) for row in range(self.num_generations)])
 
     def _record_rollouts(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> None:
         first = self.accelerator.process_index * len(inputs)
@@ -522,6 +550,12 @@ class _EpochSampler(RepeatSampler):  # type: ignore[misc]
     def set_epoch(self, epoch: int) -> None:
         """Take up the order of this epoch, as the Trainer asks before each one."""
         self.generator.manual_seed(self.seed + epoch)
+
+
+def _cut(num_rows: int, batch_size: int | None) -> list[list[int]]:
+    """Return the rows of each pass, at most `batch_size` of them."""
+    size = batch_size or num_rows
+    return [list(range(start, min(start + size, num_rows))) for start in range(0, num_rows, size)]
 
 
 def _build_config(policy: Policy, params: TrainParams, seed: int, checkpoints_dir: Path) -> GRPOConfig:

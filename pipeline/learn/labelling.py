@@ -5,12 +5,14 @@ No human boxes are used: a query's target box is never read here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from pipeline.config import RewardParams, SearchParams, WarmupParams
-from pipeline.core.region_search import build_grid, choose_label, draw_neighbours, refine_boxes, weigh_boxes
+from pipeline.core.boxes import compute_iou
+from pipeline.core.region_search import RESHAPINGS, Reshaping, build_grid, choose_label, refine_boxes
 from pipeline.core.reward import compute_reward
 from pipeline.core.seeds import derive_seed
 from pipeline.errors import StageError
@@ -19,8 +21,11 @@ from pipeline.learn.scorer import FrozenScorer
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, KeepFull, RegionLabel
 
-_CHUNK = 64
-"""Queries whose pictures are open and whose boxes are scored together."""
+_CHUNK: Final = 64
+"""Queries whose pictures are open together."""
+
+_ELSEWHERE: Final = 0.3
+"""Two boxes of less IoU than this show different things."""
 
 
 def search_labels(
@@ -71,88 +76,122 @@ def label_neighbourhoods(
     reward: RewardParams,
     seed: int,
     advance: Advance,
-) -> list[RegionLabel]:
+) -> tuple[list[RegionLabel], Reshaping]:
     """Return labels near what the policy says already, so that it learns better boxes and does not forget to point.
 
-    The policy is asked for its likeliest region and draws others. Their neighbourhoods are scored, and each epoch is
-    taught one box of each query, drawn by what it earns (`weigh_boxes`; docs/method.md, D39). FULL is the label where
-    the full image earns as much as the boxes drawn so do on average.
+    The policy names its likeliest box for each query and draws others. Two questions are then put to the scorer, each
+    where it can answer it (docs/method.md, D39):
+    - How should a box lie around the thing that it shows? One reshaping is chosen for all queries, the one of highest
+      mean reward. Chosen query by query it would follow the scorer's noise.
+    - Which thing is asked about? A drawn box that lies elsewhere becomes the label if it earns much more than the
+      policy's own: such a difference is no noise.
+    The full image is the label where it earns as much as that box.
 
     Args:
         policy: as it is before SFT.
         scorer: scores the boxes.
         query_ids: queries whose pools hold a positive.
-        warmup: numbers of samples and neighbours, temperature, epochs.
+        warmup: number of samples, and what a box elsewhere must gain.
         reward: what a view is worth.
-        seed: of samples, neighbours and labels.
+        seed: of the samples.
         advance: told how many queries are done.
 
     Returns:
-        `warmup.epochs` labels for each query, those of an epoch after one another.
+        One label a query, in order, and the reshaping that was chosen.
 
     Raises:
-        StageError: no box gains anything over the full image.
+        StageError: the policy names no region, or none gains anything over the full image.
     """
-    by_query: list[list[RegionLabel]] = []
+    regions: list[list[Box]] = []
     for start in range(0, len(query_ids), _CHUNK):
         chunk = query_ids[start : start + _CHUNK]
-        # A query's lots hang on its own id alone, not on its place or on the queries beside it.
-        seeds = [derive_seed(seed, query_id) for query_id in chunk]
-        rngs = [np.random.default_rng(own) for own in seeds]
-        asked = _ask_for_regions(policy, scorer, chunk, warmup.num_samples, seeds)
-        near = [_gather_boxes(roots, warmup.num_neighbours, rng) for roots, rng in zip(asked, rngs, strict=True)]
-        rewards = _score_boxes(scorer, chunk, near, reward)
-        for query_id, boxes, earned, rng in zip(chunk, near, rewards, rngs, strict=True):
-            full = _reward_full(scorer, query_id, reward)
-            by_query.append(_draw_labels(query_id, boxes, earned, full, warmup, rng))
+        regions += _ask_for_regions(policy, scorer, chunk, warmup.num_samples, seed)
         advance(len(chunk))
-    labels = [label for epoch in zip(*by_query, strict=True) for label in epoch]
+    own = {query_id: boxes[0] for query_id, boxes in zip(query_ids, regions, strict=True) if boxes}
+    reshaping = choose_reshaping(scorer, own, reward)
+    elsewhere = {
+        query_id: [box for box in boxes[1:] if compute_iou(box, boxes[0]) < _ELSEWHERE]
+        for query_id, boxes in zip(query_ids, regions, strict=True)
+        if boxes
+    }
+    best = _find_best(scorer, own, elsewhere, reshaping, warmup.min_gain_elsewhere, reward)
+    labels = [_label(query_id, best.get(query_id), _reward_full(scorer, query_id, reward)) for query_id in query_ids]
     if not any(label.box for label in labels):
-        raise StageError("no box near the base policy's gains anything; set warmup.labels to region_search")
-    return labels
+        raise StageError("no box of the base policy gains anything; set warmup.labels to region_search")
+    return labels, reshaping
+
+
+def choose_reshaping(scorer: FrozenScorer, own: Mapping[str, Box], reward: RewardParams) -> Reshaping:
+    """Return the reshaping of highest mean reward over all queries; of equals the first.
+
+    Args:
+        scorer: scores the boxes.
+        own: query id -> the policy's box.
+        reward: what a view is worth.
+    """
+
+    def measure(reshaping: Reshaping) -> float:
+        rewards = _score_boxes(scorer, list(own), _reshape_all(scorer, own, reshaping), reward)
+        return float(np.mean([earned for (earned,) in rewards]))
+
+    if not own:
+        raise StageError("the base policy names no region; set warmup.labels to region_search")
+    return max(RESHAPINGS, key=measure)
+
+
+def _reshape_all(scorer: FrozenScorer, boxes: Mapping[str, Box], reshaping: Reshaping) -> list[list[Box]]:
+    return [[_reshape(scorer, query_id, box, reshaping)] for query_id, box in boxes.items()]
+
+
+def _reshape(scorer: FrozenScorer, query_id: str, box: Box, reshaping: Reshaping) -> Box:
+    query = scorer.queries[query_id]
+    return reshaping.apply(box, query.width_px, query.height_px)
+
+
+def _find_best(
+    scorer: FrozenScorer,
+    own: Mapping[str, Box],
+    elsewhere: Mapping[str, Sequence[Box]],
+    reshaping: Reshaping,
+    min_gain: float,
+    reward: RewardParams,
+) -> dict[str, tuple[Box, float]]:
+    """Return each query's best box with what it earns: the policy's own, unless one elsewhere gains enough over it."""
+    boxes = [
+        [_reshape(scorer, query_id, box, reshaping) for box in (own[query_id], *elsewhere[query_id])]
+        for query_id in own
+    ]
+    rewards = _score_boxes(scorer, list(own), boxes, reward)
+    best: dict[str, tuple[Box, float]] = {}
+    for query_id, tried, earned in zip(own, boxes, rewards, strict=True):
+        # The policy's own box comes first, so that of equals it stays.
+        index = int(np.argmax([earned[0], *(value - min_gain for value in earned[1:])]))
+        best[query_id] = (tried[index], earned[index])
+    return best
+
+
+def _label(query_id: str, best: tuple[Box, float] | None, full_reward: float) -> RegionLabel:
+    """Return the box where it earns more than the full image; a query for which no region was named keeps it."""
+    if best is None:
+        return RegionLabel(query_id=query_id, box=None, gain=0.0)
+    box, earned = best
+    gain = earned - full_reward
+    return RegionLabel(query_id=query_id, box=box if gain > 0.0 else None, gain=gain)
 
 
 def _ask_for_regions(
-    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seeds: Sequence[int]
+    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seed: int
 ) -> list[list[Box]]:
     """Return for each query the policy's likeliest region and those that it draws; malformed ones are left out."""
     images = [scorer.load_image(query_id) for query_id in query_ids]
     questions = [scorer.queries[query_id].question for query_id in query_ids]
     likeliest = policy.decide(images, questions, force_region=True)
+    seeds = [derive_seed(seed, query_id) for query_id in query_ids]
     drawn = policy.sample_regions(images, questions, num_samples=num_samples, seeds=seeds)
     return [
         [answer.decision.box for answer in (first, *others) if isinstance(answer.decision, Crop)]
         for first, others in zip(likeliest, drawn, strict=True)
     ]
-
-
-def _gather_boxes(roots: Sequence[Box], num_neighbours: int, rng: np.random.Generator) -> list[Box]:
-    """Return the roots and their neighbours, evenly dealt out, without repetition."""
-    moved = [
-        box
-        for number, root in enumerate(roots)
-        for box in draw_neighbours(root, rng, len(range(number, num_neighbours, len(roots))))
-    ]
-    return list(dict.fromkeys([*roots, *moved]))
-
-
-def _draw_labels(
-    query_id: str,
-    boxes: Sequence[Box],
-    rewards: Sequence[float],
-    full_reward: float,
-    warmup: WarmupParams,
-    rng: np.random.Generator,
-) -> list[RegionLabel]:
-    """Return one label an epoch; a query for which the policy names no region at all keeps the full image."""
-    if not boxes:
-        return [RegionLabel(query_id=query_id, box=None, gain=0.0)] * warmup.epochs
-    weights = weigh_boxes(rewards, warmup.temperature)
-    gain = float(np.dot(weights, rewards)) - full_reward
-    if gain <= 0.0:
-        return [RegionLabel(query_id=query_id, box=None, gain=gain)] * warmup.epochs
-    drawn = rng.choice(len(boxes), size=warmup.epochs, p=weights)
-    return [RegionLabel(query_id=query_id, box=boxes[index], gain=rewards[index] - full_reward) for index in drawn]
 
 
 def _reward_full(scorer: FrozenScorer, query_id: str, reward: RewardParams) -> float:

@@ -50,9 +50,9 @@ def train_sft(
 
     Args:
         policy: the base model.
-        examples: what to learn, those of all epochs; one completion each.
+        examples: what to learn; one completion each.
         load_image: query id -> upright picture.
-        params: rate, batch.
+        params: epochs, rate, batch.
         seed: order of the examples.
         log: receives figures and step.
         scratch_dir: the Trainer's folder; nothing in it is kept.
@@ -62,7 +62,7 @@ def train_sft(
     dataset = Dataset.from_list(rows).with_transform(_AttachAnswers(load_image, policy.get_frame))
     arguments = SFTConfig(
         output_dir=str(scratch_dir),
-        num_train_epochs=1,  # the examples are those of all epochs
+        num_train_epochs=params.epochs,
         per_device_train_batch_size=params.batch_size,
         learning_rate=params.learning_rate,
         lr_scheduler_type="cosine",
@@ -81,8 +81,8 @@ def train_sft(
         data_seed=seed,
     )
     trainer = SFTTrainer(model=policy.model, args=arguments, train_dataset=dataset, processing_class=policy.processor)
-    num_steps = -(-len(examples) // params.batch_size)
-    with track("warmup: SFT steps", num_steps) as advance:
+    num_steps = -(-len(examples) // params.batch_size) * params.epochs
+    with track("warmup: SFT steps", round(num_steps)) as advance:
         trainer.add_callback(TrainingLog(log, advance, _LOGGED))
         trainer.remove_callback(PrinterCallback)  # the progress line says what people need
         trainer.train()

@@ -86,6 +86,13 @@ def find_packed_copies(patches_PN: torch.Tensor, grid_B3: torch.Tensor) -> tuple
     return rows_B, rows_B
 
 
+def find_first(index_B: torch.Tensor) -> torch.Tensor:
+    """Return the first row of each kind, (U,), where rows are of these kinds, 0 to U - 1."""
+    rows_B = torch.arange(len(index_B), device=index_B.device)
+    none_U = torch.full((int(index_B.max()) + 1,), len(index_B), device=index_B.device)
+    return none_U.scatter_reduce(0, index_B, rows_B, "amin")
+
+
 class _Sharing(ABC):
     """Between a tower's input and its output: which row showed which of the distinct pictures."""
 
@@ -169,12 +176,8 @@ def _print_rows(values: torch.Tensor) -> torch.Tensor:
 
 def _group(prints_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first place of each distinct fingerprint, (U,), and which of them each one is, (B,)."""
-    num_rows = len(prints_B)
-    rows_B = torch.arange(num_rows, device=prints_B.device)
     _, index_B = torch.unique(prints_B, return_inverse=True)
-    num_distinct = int(index_B.max()) + 1
-    first_U = torch.full((num_distinct,), num_rows, device=rows_B.device).scatter_reduce(0, index_B, rows_B, "amin")
-    return first_U, index_B
+    return find_first(index_B), index_B
 
 
 def _list_rows(lengths: Sequence[int], wanted: Sequence[int], device: torch.device) -> torch.Tensor:

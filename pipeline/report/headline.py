@@ -10,6 +10,7 @@ from pipeline.report.table import BEST_PAIR, METHOD_LABELS, format_difference, f
 
 _METRIC = "cond_recall_at_1"
 _CEILINGS = ("perfect", "oracle")
+_OURS = {"rgrpo": "the trained policy", "rgrpo_fused": "the trained policy with a rule on top"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ def _write_result(report: Mapping[str, Any]) -> str:
     if difference is None:
         return "No pool of the test queries holds a positive, so no method can rank one first."
     ours, bar = (report["best_rgrpo"], report["best_rule"]) if named else ("rgrpo", "full")
-    shown = dict.fromkeys((ours, bar, "full"))
+    shown = dict.fromkeys((ours, "rgrpo", bar, "full"))
     figures = [f"{_name(name, report)} {_say(methods[name][_METRIC])}" for name in shown]
     return (
-        f"{_name_direction(difference, _name(bar, report))} Share of the {report['num_with_positive']:,} queries whose "
-        f"pool holds a positive that have one ranked first: {', '.join(figures)}."
+        f"{_name_direction(difference, _OURS[ours], _name(bar, report))} Share of the {report['num_with_positive']:,} "
+        f"queries whose pool holds a positive that have one ranked first: {', '.join(figures)}."
     )
 
 
@@ -49,18 +50,20 @@ def _name(method: str, report: Mapping[str, Any]) -> str:
     return f"the best rule ({METHOD_LABELS[method]})" if is_bar else METHOD_LABELS[method]
 
 
-def _name_direction(difference: Mapping[str, Any], bar: str) -> str:
+def _name_direction(difference: Mapping[str, Any], ours: str, bar: str) -> str:
     if difference["low"] > 0:
-        return f"The trained policy ranks more answers first than {bar} does."
+        return f"{ours.capitalize()} ranks more answers first than {bar} does."
     if difference["high"] < 0:
-        return f"The trained policy ranks fewer answers first than {bar} does."
-    return f"No clear difference between the trained policy and {bar}: the interval of the difference holds 0."
+        return f"{ours.capitalize()} ranks fewer answers first than {bar} does."
+    return f"No clear difference between {ours} and {bar}: the interval of the difference holds 0."
 
 
 def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
     methods, num = report["methods"], report["num_queries"]
     policy = methods["rgrpo"]
     lines = [_compare_with_rule(report)]
+    if report["best_rgrpo"] == "rgrpo_fused":
+        lines.append(_say_what_is_fused(report))
     lost = f"Harm: {_count(policy['harm_rate'], num)} queries that the full image gets right the policy gets wrong"
     given = policy["harm_given_first"]
     lost += "." if given is None else f", {_say(given)} of those it gets right."
@@ -86,6 +89,18 @@ def _compare_with_rule(report: Mapping[str, Any]) -> str:
         f"Over what nobody trained: {ours} minus {bar} is {format_difference(difference, 'share')}, with harm "
         f"{harms[0]} against {harms[1]}. Both were named by val."
     )
+
+
+def _say_what_is_fused(report: Mapping[str, Any]) -> str:
+    fused, alone = (METHOD_LABELS[name] for name in ("rgrpo_fused", "rgrpo"))
+    line = (
+        f"{fused} is not the policy alone: a rule on top takes the mean of the scores of its region and of the full "
+        "image, with weights chosen on val."
+    )
+    policy, bar = (report["methods"][name][_METRIC] for name in ("rgrpo", report["best_rule"]))
+    if policy is None:
+        return line
+    return f"{line} {alone} by its own view stands {100 * (policy['mean'] - bar['mean']):+.1f} points to the best rule."
 
 
 def _list_rivals(methods: Mapping[str, Any]) -> str:

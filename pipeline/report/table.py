@@ -45,7 +45,8 @@ METHOD_NOTES: Mapping[str, str] = {
     "base_grown_fused": "rule: weighted mean of the scores of that crop and of the full image",
     "sft": "after warm-up on labels of the frozen scorer",
     "rgrpo": "after r-GRPO: the method",
-    "rgrpo_fused": "weighted mean of the scores of its crop and of the full image",
+    "rgrpo_fused": "a rule on top of r-GRPO: weighted mean of the scores of its region and of the full image, also "
+    "where it keeps the full image, if val gives the region a weight there; cropped is then what has such a weight",
     "rgrpo_blind": "the same policy shown a grey picture; its crop is cut from the real one",
     "perfect": "the box around the thing asked about, where the data have one: a ceiling of pointing",
     "oracle": "region search that knows the answers; a ceiling whose boxes partly fit the scorer's noise",
@@ -103,6 +104,8 @@ def describe_setting(chosen: Mapping[str, Any]) -> str:
 
     >>> describe_setting({"margin": 0.1, "gap_ratio": None, "weight": 0.6, "kept_weight": None})
     'box grown by 10 % a side; scores 60 % crop, 40 % full image'
+    >>> describe_setting({"margin": 0.0, "gap_ratio": None, "weight": 1, "kept_weight": 0.25})
+    'box not grown; scores 100 % crop, 0 % full image; where it keeps that 25 % forced region, 75 % full image'
     """
     margin = chosen["margin"]
     words = [f"box grown by {100 * margin:g} % a side" if margin else "box not grown"]
@@ -110,12 +113,14 @@ def describe_setting(chosen: Mapping[str, Any]) -> str:
         lead = f"{chosen['gap_ratio']:g} times the full image's lead"
         words.append(f"crop where its best candidate leads by more than {lead}")
     if chosen["weight"] is not None:
-        share = 100 * chosen["weight"]
-        words.append(f"scores {share:g} % crop, {100 - share:g} % full image")
-    if chosen["kept_weight"]:
-        share = 100 * chosen["kept_weight"]
-        words.append(f"where the policy keeps the full image {share:g} % of what it would have cropped")
+        words.append(f"scores {_describe_mean(chosen['weight'], 'crop')}")
+    if chosen["kept_weight"] is not None:
+        words.append(f"where it keeps that {_describe_mean(chosen['kept_weight'], 'forced region')}")
     return "; ".join(words)
+
+
+def _describe_mean(weight: float, view: str) -> str:
+    return f"{100 * weight:g} % {view}, {100 - 100 * weight:g} % full image"
 
 
 def format_number(value: float, kind: Kind) -> str:

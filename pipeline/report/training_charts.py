@@ -76,6 +76,12 @@ def draw_free_rates(cropped: Series, malformed: Series) -> AnyChart:
     return _draw_lines(series, {"cropped": REGION, "malformed": MALFORMED}, "share of free rows", share=True)
 
 
+def draw_wanted_decision(target: Series, p_region: Series) -> AnyChart:
+    """Return the p(REGION) that the arms' rewards ask for, and the policy's, by step."""
+    series = {"wanted": target, "policy": p_region}
+    return _draw_lines(series, {"wanted": INK, "policy": REGION}, "p(REGION)", share=True)
+
+
 def draw_reward_parts(parts: Mapping[str, Series]) -> AnyChart:
     """Return the weighted parts of the reward stacked by step, gains above 0 and losses below, with their sum."""
     rows: list[Row] = []

@@ -40,7 +40,13 @@ _SFT = (
 )
 _RGRPO = (
     _Curve("reward", "Reward", "mean reward", "Mean over all completions of a step."),
-    _Curve("kl", "KL to the SFT policy", "nats a token", "How far the policy has moved from where it began."),
+    _Curve(
+        "kl",
+        "KL of the box tokens",
+        "nats a token",
+        "How far what follows an opening has moved from the SFT policy, as estimated from the drawn tokens. With "
+        "factorised advantages openings count 0 here; the decision has a KL of its own.",
+    ),
     _Curve("entropy", "Entropy", "nats a token", "Of what the policy samples; at 0 it tries nothing new."),
 )
 _NO_SIGNAL = _Curve(
@@ -49,6 +55,23 @@ _NO_SIGNAL = _Curve(
     "share of groups",
     "Share of groups whose rows all earn the same, so that nothing is learned from them.",
     share=True,
+)
+
+
+_DECISION = (
+    _Curve(
+        "decision_loss",
+        "Loss of the decision",
+        "nats a query",
+        "Cross-entropy of REGION and FULL with what is wanted, and the weighted KL. Its floor is the entropy of what is "
+        "wanted.",
+    ),
+    _Curve(
+        "decision_kl",
+        "KL of the decision",
+        "nats a query",
+        "How far REGION, FULL and neither have moved from the SFT policy; exact, none of it estimated.",
+    ),
 )
 
 
@@ -102,6 +125,14 @@ def _draw_decisions(series: SeriesByMetric) -> list[Figure]:
         note = "Mean probability that the policy gives each opening, over the queries of a step; as logged."
         chart = training.draw_decision_balance(series["p_region"], series["p_full"])
         figures.append(make_figure("decision_balance", "Decision balance", note, chart))
+    if {"p_region", "decision_target"} <= series.keys():
+        note = (
+            "What the rewards of the two arms want p(REGION) to be, and what it is; means over the queries of a step. "
+            f"Equal means may hide queries that differ. {_count_steps(series['p_region'])}"
+        )
+        chart = training.draw_wanted_decision(series["decision_target"], series["p_region"])
+        figures.append(make_figure("decision_target", "Wanted decision", note, chart))
+    figures += _draw_curves(_DECISION, series)
     if {"free_region_rate", "malformed_rate"} <= series.keys():
         rates = series["free_region_rate"], series["malformed_rate"]
         note = f"How the rows that were free to decide did decide. {_count_steps(rates[0])}"

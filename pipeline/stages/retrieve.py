@@ -44,9 +44,9 @@ _SEARCH_BATCH: Final = 512
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Write `pools_dir`: pools of all splits, baseline outcomes, query vectors and what they were made with.
 
-    A training pool without a positive teaches nothing. It is dropped (paper section 3), or the positive that the full
-    image likes best takes the place of its last candidate (`retrieve.train_pools: inject`). Val and test pools stay as
-    they were found.
+    A training pool without a positive teaches nothing. It is dropped (paper section 3), or with `retrieve.train_pools:
+    inject` its last candidate gives way to the positive that the full image likes best. Val and test pools stay as they
+    were found.
 
     Raises:
         StageError: prepare or index has not run, the index is stale, or no training pool holds a positive.
@@ -64,12 +64,18 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         vectors_QD = _embed_queries(encoder, queries, pictures, folder, params.batches.scorer)
         relevant = collect_relevant(qrels)
         found = list(_retrieve(index, queries, vectors_QD, relevant, params.retrieve.pool_size))
-        num_without = sum(pool.split == "train" and not pool.has_positive for pool in found)
+        num_without = sum(_teaches_nothing(pool) for pool in found)
         if params.retrieve.train_pools == "inject":
             found = list(_inject(found, index, vectors_QD, relevant))
-        pools = [pool for pool in found if pool.split != "train" or pool.has_positive]
+        pools = [pool for pool in found if not _teaches_nothing(pool)]
         num_dropped = len(found) - len(pools)
-        logger.info("retrieve: %d training queries dropped, no positive in their pool", num_dropped)
+        num_injected = num_without - num_dropped
+        logger.info(
+            "retrieve: %d training queries had no positive in their pool: %d were given one, %d dropped",
+            num_without,
+            num_injected,
+            num_dropped,
+        )
         if not any(pool.split == "train" for pool in pools):
             raise StageError(
                 f"no training query has a positive among its {params.retrieve.pool_size} candidates; "
@@ -88,7 +94,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "num_pools": float(len(pools)),
         "num_train_pools": float(sum(pool.split == "train" for pool in pools)),
         "num_train_dropped": float(num_dropped),
-        "num_train_injected": float(num_without - num_dropped),
+        "num_train_injected": float(num_injected),
         **_summarise(pools, baseline, params.retrieve.pool_size),
     }
 
@@ -141,25 +147,39 @@ def _retrieve(
             )
 
 
+def _teaches_nothing(pool: Pool) -> bool:
+    """Return whether a pool is for training and no view could rank a positive in it."""
+    return pool.split == "train" and not pool.has_positive
+
+
 def _inject(
     pools: Sequence[Pool], index: DocumentIndex, vectors_QD: F32, relevant: Mapping[str, frozenset[str]]
 ) -> Iterator[Pool]:
-    """Put the positive of highest score last in every training pool that lacks one; a query without any stays so.
+    """Put a positive in the last place of every training pool that lacks one; the rest, and its order, stay.
 
-    It was found by no search, so its score lies below all others: the full image ranks it last of the pool, which is
-    kinder than the truth, and no candidate's score is touched.
+    Of several positives it is the one that the full image scores highest, of equals the first by id. The search did not
+    find it, so it scores no higher than those it found: the full image ranks it last, which is kinder than the truth.
+    A query to which no document is relevant stays as it was.
+
+    Args:
+        pools: one per query, as found.
+        index: holds the documents' vectors.
+        vectors_QD: the full images' vectors, aligned with `pools`.
+        relevant: query id -> relevant document ids.
     """
     for pool, vector_D in zip(pools, vectors_QD, strict=True):
         answers = sorted(relevant.get(pool.query_id, ()))
-        if pool.split != "train" or pool.has_positive or not answers:
+        if not answers or not _teaches_nothing(pool):
             yield pool
             continue
         (scores_A,) = score_candidates(vector_D[None], index.get_vectors(answers))
         best = int(scores_A.argmax())
+        # FAISS sums in float32, so among near equals it may leave out the higher one by our float64.
+        score = min(float(scores_A[best]), pool.scores[-2])
         yield replace(
             pool,
             doc_ids=(*pool.doc_ids[:-1], answers[best]),
-            scores=(*pool.scores[:-1], float(scores_A[best])),
+            scores=(*pool.scores[:-1], score),
             relevance=(*pool.relevance[:-1], True),
         )
 

@@ -43,7 +43,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     policy = load_policy(params.policy.path, params.policy, params.batches.policy)
     scorer = FrozenScorer.load(params, workspace)
     query_ids = sample_queries(scorer, params.warmup.num_queries, params.seed)
-    labels = _label(policy, scorer, query_ids, params)
+    labels, figures = _label(policy, scorer, query_ids, params)
     with replace_dir(workspace.labels_dir) as folder:
         save_labels(folder / "labels.parquet", labels)
     examples = [SftExample(label, scorer.queries[label.query_id].question) for label in labels]
@@ -64,8 +64,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     losses = [point.value for point in curve if point.metric == "sft_loss"]
     crops = [label for label in labels if label.box is not None]
     return {
-        "num_queries": len(query_ids),
         "num_labels": len(labels),
+        **figures,
         "label_region_rate": len(crops) / len(labels),
         "label_mean_gain": float(np.mean([label.gain for label in crops])) if crops else 0.0,
         "num_crops_scored": scorer.num_encoded,
@@ -87,12 +87,17 @@ def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[st
     return [candidates[index] for index in order]
 
 
-def _label(policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], params: Params) -> list[RegionLabel]:
-    """Return what each epoch teaches, one epoch after another."""
+def _label(
+    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], params: Params
+) -> tuple[list[RegionLabel], dict[str, float]]:
+    """Return a label for each query, and figures of how they were made."""
     with track("warmup: queries labelled", len(query_ids)) as advance:
         if params.warmup.labels == "region_search":
-            return search_labels(scorer, query_ids, params.search, params.reward, advance) * params.warmup.epochs
-        return label_neighbourhoods(policy, scorer, query_ids, params.warmup, params.reward, params.seed, advance)
+            return search_labels(scorer, query_ids, params.search, params.reward, advance), {}
+        labels, reshaping = label_neighbourhoods(
+            policy, scorer, query_ids, params.warmup, params.reward, params.seed, advance
+        )
+        return labels, {"label_margin": reshaping.margin, "label_is_square": float(reshaping.is_square)}
 
 
 def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:

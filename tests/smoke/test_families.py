@@ -18,10 +18,11 @@ from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision, parse_completion
 from pipeline.errors import ModelError
 from pipeline.learn.families import FRAME_KEY
-from pipeline.learn.grpo import PolicyReward, _select_pictures, train_rgrpo
+from pipeline.learn.grpo import PolicyReward, train_rgrpo
 from pipeline.learn.policy import Policy, build_messages, load_policy
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, _AttachAnswers, train_sft
+from pipeline.learn.shared_prompts import select_pictures
 from pipeline.types import Box, Crop, CurvePoint, RegionLabel, Rollout
 from tests.tiny_families import BUILDERS, build_tiny_policy
 from tests.tiny_models import PlantedScorer, build_outcome
@@ -75,7 +76,7 @@ class Trained:
             self.policy,
             [SftExample(label, _QUESTIONS[label.query_id]) for label in labels],
             self.scorer.load_image,
-            WarmupParams(epochs=1, learning_rate=1e-3, batch_size=2, warmup_steps=0),
+            WarmupParams(learning_rate=1e-3, batch_size=2, warmup_steps=0),
             seed=1,
             log=lambda *_: None,
             scratch_dir=folder / "scratch",
@@ -126,6 +127,16 @@ def test_both_trainings_change_the_weights_and_stay_finite(trained: Trained) -> 
     assert all("lora_" in name for name in changed) == (trained.lora is not None)
 
 
+def test_the_decision_is_watched_and_leaks_little(trained: Trained) -> None:
+    curve = {(point.metric, point.step): point.value for point in trained.curve}
+    for step in (1, 2):
+        assert 0.0 < curve["p_region", step] + curve["p_full", step] <= 1.0 + 1e-5
+        assert curve["decision_mass", step] == pytest.approx(curve["p_region", step] + curve["p_full", step])
+        assert 0.0 < curve["decision_target", step] < 1.0
+    if trained.lora is not None:  # the reference is a copy of the adapter, read without dropout as the policy is
+        assert curve["decision_kl", 1] == pytest.approx(0.0, abs=1e-7)
+
+
 def test_every_group_holds_both_arms(trained: Trained) -> None:
     assert len(trained.rollouts) == 2 * 2 * 3
     for rollout in trained.rollouts:
@@ -172,8 +183,7 @@ def test_rows_taken_from_a_batch_keep_their_pictures(trained: Trained) -> None:
     ]
     images = [[trained.scorer.load_image(query_id)] for query_id in _QUESTIONS]
     batch = dict(policy.processor(text=prompts, images=images, padding=True, return_tensors="pt"))
-    picked = _select_pictures(batch, rows, batch["input_ids"].shape[1])
-    del picked["num_images"]
+    picked = select_pictures(batch, rows, batch["input_ids"].shape[1])
     policy.model.eval()
     with torch.inference_mode():
         whole = policy.model(**batch).logits[rows, -1]

@@ -79,10 +79,12 @@ def build_warmup_curve() -> list[CurvePoint]:
 
 
 def build_train_curve() -> list[CurvePoint]:
-    shares = _build_curve("p_region", "p_full", "free_region_rate", "malformed_rate", "zero_signal_groups")
+    shares = _build_curve(
+        "p_region", "p_full", "free_region_rate", "malformed_rate", "zero_signal_groups", "decision_target"
+    )
     parts = _build_curve("reward_mrr", "reward_ndcg", "reward_rank")
     losses = [CurvePoint(step=point.step, metric="reward_margin", value=-point.value) for point in parts[:NUM_STEPS]]
-    return [*_build_curve("reward", "kl", "entropy"), *shares, *parts, *losses]
+    return [*_build_curve("reward", "kl", "entropy", "decision_loss", "decision_kl"), *shares, *parts, *losses]
 
 
 def _build_curve(*metrics: str) -> list[CurvePoint]:

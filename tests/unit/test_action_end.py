@@ -10,8 +10,10 @@ from PIL import Image
 
 from pipeline.config import PolicyParams
 from pipeline.core.completion import FULL_ANSWER, format_decision
-from pipeline.learn.action_end import ActionEnd, drop_beyond_action, stop_at_action
-from pipeline.learn.policy import Policy, load_policy
+from pipeline.learn.action_end import ActionEnd, drop_beyond_action
+from pipeline.learn.generation import GenerationSettings
+from pipeline.learn.group_sampling import sample_rows
+from pipeline.learn.policy import Policy, build_messages, load_policy
 from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.scripted import FILLER, scripted
 from tests.tiny_families import BUILDERS, build_tiny_policy
@@ -80,25 +82,44 @@ def test_only_an_end_token_right_behind_the_action_is_kept(policy: Policy) -> No
         assert drop_beyond_action(tokenizer, [*action[:-1], *beyond], [end]) == [*action[:-1], *beyond]
 
 
-def test_an_opening_in_the_prompt_belongs_to_the_answer(policy: Policy) -> None:
-    tokenizer = policy.processor.tokenizer
-    rest = _encode(policy, _crop(policy))[len(policy.region_ids) :]
-    end = ActionEnd(tokenizer, 3, [policy.region_ids, policy.full_ids, []])
-    filler = _encode(policy, FILLER)[0]
-    rows = torch.full((3, 3 + len(rest) + 1), filler)
-    rows[0, 3:-1] = torch.tensor(rest)
+def test_each_row_is_over_once_its_action_is_whole(policy: Policy) -> None:
+    action = _encode(policy, _crop(policy))
+    end = ActionEnd(policy.processor.tokenizer, 3, 3)
+    rows = torch.full((3, 3 + len(action) + 1), _encode(policy, FILLER)[0])
+    rows[0, 3:-1] = torch.tensor(action)
+    rows[1, 3 : 3 + len(policy.full_ids)] = torch.tensor(policy.full_ids)
     over = [end(rows[:, :length], None).tolist() for length in range(4, rows.shape[1] + 1)]
-    assert over == [[False, True, False]] * len(rest) + [[True, True, False]]
+    # What is over is told one token late, so that an end token may follow.
+    wanted = [[step > len(action), step > len(policy.full_ids), False] for step in range(1, len(action) + 2)]
+    assert over == wanted
+
+
+def test_rows_open_as_they_are_made_to_and_end_with_their_actions(policy: Policy) -> None:
+    render = policy.processor.apply_chat_template
+    prompt = render(build_messages("What?", policy.params), add_generation_prompt=True, tokenize=False)
+    inputs = policy.processor(text=[prompt] * 4, images=[[_IMAGE]] * 4, padding=True, return_tensors="pt")
+    openings = [policy.region_ids, policy.full_ids, [], policy.region_ids]
+    says = [_crop(policy), "", FULL_ANSWER, ""]
+    settings = GenerationSettings.sampling(_LENGTH, 1.0, policy.tokens)
+    with scripted(policy, says.__getitem__), sample_rows(policy.model, policy.processor.tokenizer, openings):
+        rows = policy.model.generate(**inputs, generation_config=settings.build_config())
+    spoken = rows[:, inputs["input_ids"].shape[1] :]
+    pad_id = policy.processor.tokenizer.pad_token_id
+    for row, opening in zip(spoken.tolist(), openings, strict=True):
+        assert row[: len(opening)] == opening
+    lengths = [int((row != pad_id).nonzero().max()) + 1 for row in spoken]
+    assert lengths == [len(_encode(policy, _crop(policy))) + 1, len(policy.full_ids) + 1,
+                       len(_encode(policy, FULL_ANSWER)) + 1, _LENGTH]  # fmt: skip
 
 
 def test_a_generate_that_was_replaced_before_is_restored(tmp_path: Path) -> None:
     folder = build_tiny_policy("llava", tmp_path)
     policy = load_policy(folder, PolicyParams(path=str(folder), device="cpu"))
-    with stop_at_action(policy.model, policy.processor.tokenizer, []):
+    with sample_rows(policy.model, policy.processor.tokenizer, []):
         assert "generate" in vars(policy.model)
     assert "generate" not in vars(policy.model)
     with scripted(policy, lambda _: FULL_ANSWER):
         before = policy.model.generate
-        with stop_at_action(policy.model, policy.processor.tokenizer, []):
+        with sample_rows(policy.model, policy.processor.tokenizer, []):
             assert policy.model.generate is not before
         assert policy.model.generate is before

@@ -2,22 +2,26 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.advantage import (
     FULL,
     MALFORMED,
     REGION,
-    Advantages,
-    compute_advantages,
+    compute_arm_values,
+    compute_box_advantages,
+    compute_group_advantages,
     count_zero_signal,
-    damp_decisions,
+    spread_over_rows,
 )
+from pipeline.core.decision import compute_decision_loss
+
+ARMS = (REGION, FULL, MALFORMED)
 
 
 @st.composite
-def groups(draw, codes=(REGION, FULL, MALFORMED)):
+def groups(draw, codes=ARMS):
     num_groups, size = draw(st.integers(1, 4)), draw(st.integers(2, 9))
     num = num_groups * size
     rewards = draw(st.lists(st.floats(-5.0, 5.0), min_size=num, max_size=num))
@@ -25,49 +29,56 @@ def groups(draw, codes=(REGION, FULL, MALFORMED)):
     return np.reshape(rewards, (num_groups, size)), np.reshape(decisions, (num_groups, size))
 
 
+@st.composite
+def balanced_groups(draw):
+    """Groups of both arms, in any sizes, and rows of neither."""
+    rewards, decisions = draw(groups())
+    decisions[:, :2] = [REGION, FULL]
+    return rewards, decisions
+
+
+# -- the paper's form ---------------------------------------------------------------------------------------------
+
+
 @settings(deadline=None)
 @given(groups())
 def test_plain_advantages_sum_to_0_in_each_group(case):
-    rewards, decisions = case
-    advantages = compute_advantages(rewards, decisions, factorised=False)
-    np.testing.assert_allclose(advantages.decision_BG.sum(axis=1), 0.0, atol=1e-9)
-    np.testing.assert_array_equal(advantages.decision_BG, advantages.argument_BG)
-    np.testing.assert_allclose(np.diff(advantages.decision_BG), np.diff(rewards), atol=1e-9)
+    rewards, _ = case
+    advantages = compute_group_advantages(rewards)
+    np.testing.assert_allclose(advantages.sum(axis=1), 0.0, atol=1e-9)
+    np.testing.assert_allclose(np.diff(advantages), np.diff(rewards), atol=1e-9)
+
+
+# -- boxes --------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
 @given(groups())
-def test_argument_advantages_sum_to_0_within_each_arm(case):
+def test_box_advantages_sum_to_0_within_each_arm(case):
     rewards, decisions = case
-    argument = compute_advantages(rewards, decisions, factorised=True).argument_BG
-    for arm in (REGION, FULL):
-        np.testing.assert_allclose(np.where(decisions == arm, argument, 0.0).sum(axis=1), 0.0, atol=1e-9)
+    boxes = compute_box_advantages(rewards, decisions)
+    for arm in ARMS:
+        np.testing.assert_allclose(np.where(decisions == arm, boxes, 0.0).sum(axis=1), 0.0, atol=1e-8)
+
+
+@settings(deadline=None)
+@given(groups(), st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3))
+def test_what_an_arm_earns_on_the_whole_says_nothing_of_its_boxes(case, bonuses):
+    rewards, decisions = case
+    before = compute_box_advantages(rewards, decisions)
+    after = compute_box_advantages(rewards + np.asarray(bonuses)[decisions], decisions)
+    np.testing.assert_allclose(after, before, atol=1e-7)
 
 
 @settings(deadline=None)
 @given(groups())
-def test_both_arms_pull_the_decision_equally_and_towards_the_better_arm(case):
+def test_better_rows_of_an_arm_are_never_pulled_less(case):
     rewards, decisions = case
-    advantages = compute_advantages(rewards, decisions, factorised=True)
-    for row in range(len(rewards)):
-        region, full = decisions[row] == REGION, decisions[row] == FULL
-        if not (region.any() and full.any()):
-            continue
-        gap = rewards[row][region].mean() - rewards[row][full].mean()
-        size = rewards.shape[1]
-        assert advantages.decision_BG[row][region].sum() == pytest.approx(size * gap / 4, abs=1e-9)
-        assert advantages.decision_BG[row][full].sum() == pytest.approx(-size * gap / 4, abs=1e-9)
-
-
-@settings(deadline=None)
-@given(groups(), st.floats(-3.0, 3.0))
-def test_a_constant_added_to_all_rewards_changes_nothing(case, constant):
-    rewards, decisions = case
-    for factorised in (False, True):
-        before = compute_advantages(rewards, decisions, factorised=factorised)
-        after = compute_advantages(rewards + constant, decisions, factorised=factorised)
-        np.testing.assert_allclose(after.decision_BG, before.decision_BG, atol=1e-9)
-        np.testing.assert_allclose(after.argument_BG, before.argument_BG, atol=1e-9)
+    boxes = compute_box_advantages(rewards, decisions)
+    for row_rewards, row_codes, row_boxes in zip(rewards, decisions, boxes, strict=True):
+        for arm in ARMS:
+            order = np.argsort(row_rewards[row_codes == arm], kind="stable")
+            assert (np.diff(row_boxes[row_codes == arm][order]) >= -1e-12).all()
 
 
 @settings(deadline=None)
@@ -76,119 +87,127 @@ def test_rows_keep_their_advantages_when_shuffled(case, random):
     rewards, decisions = case
     order = list(range(rewards.shape[1]))
     random.shuffle(order)
-    before = compute_advantages(rewards, decisions, factorised=True)
-    after = compute_advantages(rewards[:, order], decisions[:, order], factorised=True)
-    np.testing.assert_allclose(after.decision_BG, before.decision_BG[:, order], atol=1e-9)
-    np.testing.assert_allclose(after.argument_BG, before.argument_BG[:, order], atol=1e-9)
+    before = compute_box_advantages(rewards, decisions)
+    after = compute_box_advantages(rewards[:, order], decisions[:, order])
+    np.testing.assert_allclose(after, before[:, order], atol=1e-8)
 
 
-@settings(deadline=None)
-@given(groups(codes=(REGION, FULL)))
-def test_decision_advantages_are_zero_only_where_the_arms_earn_the_same(case):
-    rewards, decisions = case
-    region, full = decisions == REGION, decisions == FULL
-    assume((region.any(axis=1) & full.any(axis=1)).all())
-    decision = compute_advantages(rewards, decisions, factorised=True).decision_BG
-    gap = np.array([row[a].mean() - row[b].mean() for row, a, b in zip(rewards, region, full, strict=True)])
-    assert (
-        np.sign(np.where(region, decision, -decision))[np.abs(gap) > 1e-6] == np.sign(gap)[np.abs(gap) > 1e-6, None]
-    ).all()
+def test_boxes_by_hand():
+    # REGION earns 1, 0, 2: mean 1, deviation sqrt(2 / 3). FULL and the row of neither stand alone in their arms.
+    boxes = compute_box_advantages([[1.0, 0.0, 2.0, 0.0, -1.0]], [[0, 0, 0, 1, 2]])
+    size = 1.0 / (math.sqrt(2 / 3) + 0.05)
+    np.testing.assert_allclose(boxes, [[0.0, -size, size, 0.0, 0.0]])
 
 
-def test_factorised_by_hand():
-    # REGION earns 1, 0, 2 (mean 1), FULL 0 (mean 0), one row opened neither; centre 0.5, G = 5
-    advantages = compute_advantages([[1.0, 0.0, 2.0, 0.0, -1.0]], [[0, 0, 0, 1, 2]], factorised=True)
-    region = 5 / 6 * 0.5
-    np.testing.assert_allclose(advantages.decision_BG, [[region, region, region, -5 / 2 * 0.5, -1.5]])
-    np.testing.assert_allclose(advantages.argument_BG, [[0.0, -1.0, 1.0, 0.0, -1.5]])
+def test_a_huge_gain_counts_little_more_than_a_good_one():
+    small, large = (compute_box_advantages([[gain, 0.0]], [[REGION, REGION]])[0, 0] for gain in (0.5, 5.0))
+    assert small < large < 1.25 * small
+
+
+def test_boxes_nearly_as_good_as_each_other_are_hardly_told_apart():
+    near, far = (compute_box_advantages([[gain, 0.0]], [[REGION, REGION]])[0, 0] for gain in (0.002, 2.0))
+    assert near == pytest.approx(0.001 / 0.051)
+    assert far > 0.9
 
 
 def test_broken_box_pulls_down_its_own_arm_only():
-    advantages = compute_advantages([[2.0, -1.0, 0.0]], [[REGION, REGION, FULL]], factorised=True)
-    np.testing.assert_allclose(advantages.argument_BG, [[1.5, -1.5, 0.0]])
+    boxes = compute_box_advantages([[2.0, -1.0, 0.0]], [[REGION, REGION, FULL]])
+    np.testing.assert_allclose(boxes, [[1.5 / 1.55, -1.5 / 1.55, 0.0]])
 
 
-def test_group_with_one_arm_falls_back_to_its_own_mean():
-    advantages = compute_advantages([[1.0, 0.0, -1.0], [0.0, 3.0, 3.0]], [[0, 0, 2], [1, 1, 1]], factorised=True)
-    np.testing.assert_allclose(advantages.decision_BG, [[1.0, 0.0, -1.0], [-2.0, 1.0, 1.0]])
-    np.testing.assert_allclose(advantages.argument_BG, [[0.5, -0.5, -1.0], [-2.0, 1.0, 1.0]])
+def test_rows_of_neither_arm_are_compared_among_themselves():
+    boxes = compute_box_advantages([[-1.0, -3.0, 9.0]], [[MALFORMED, MALFORMED, REGION]])
+    np.testing.assert_allclose(boxes, [[1.0 / 1.05, -1.0 / 1.05, 0.0]])
 
 
-def test_group_without_any_arm_falls_back_to_its_own_mean():
-    advantages = compute_advantages([[-1.0, -3.0]], [[2, 2]], factorised=True)
-    np.testing.assert_allclose(advantages.decision_BG, [[1.0, -1.0]])
-    np.testing.assert_allclose(advantages.argument_BG, [[1.0, -1.0]])
+@settings(deadline=None)
+@given(groups())
+def test_groups_do_not_touch_each_other(case):
+    rewards, decisions = case
+    together = compute_box_advantages(rewards, decisions)
+    for row in range(len(rewards)):
+        np.testing.assert_allclose(together[[row]], compute_box_advantages(rewards[[row]], decisions[[row]]), atol=1e-9)
 
 
-def test_groups_do_not_touch_each_other():
-    rewards, decisions = np.array([[1.0, 0.0, 2.0], [5.0, -4.0, 0.0]]), np.array([[0, 0, 1], [0, 1, 1]])
-    together = compute_advantages(rewards, decisions, factorised=True)
-    for row in range(2):
-        alone = compute_advantages(rewards[[row]], decisions[[row]], factorised=True)
-        np.testing.assert_allclose(together.decision_BG[[row]], alone.decision_BG)
-        np.testing.assert_allclose(together.argument_BG[[row]], alone.argument_BG)
+# -- decisions ----------------------------------------------------------------------------------------------------
 
 
-def test_zero_signal_counts_groups_with_nothing_in_either_part():
-    decision = np.array([[0.0, 0.0], [0.5, -0.5], [0.0, 0.0], [1e-12, 0.0]])
-    argument = np.array([[0.0, 0.0], [0.0, 0.0], [0.1, 0.0], [0.0, -1e-12]])
-    assert count_zero_signal(Advantages(decision, argument)) == 2
+@settings(deadline=None)
+@given(balanced_groups())
+def test_arm_values_are_the_means_of_their_rows(case):
+    rewards, decisions = case
+    values = compute_arm_values(rewards, decisions)
+    for row in range(len(rewards)):
+        for arm in (REGION, FULL):
+            assert values[row, arm] == pytest.approx(rewards[row][decisions[row] == arm].mean(), abs=1e-9)
 
 
-def test_group_of_equal_rewards_has_no_signal():
-    advantages = compute_advantages([[0.3] * 5, [0.3] * 4 + [0.4]], [[0, 0, 0, 1, 1]] * 2, factorised=True)
-    assert count_zero_signal(advantages) == 1
+@settings(deadline=None)
+@given(balanced_groups(), st.floats(-2.0, 2.0), st.floats(-2.0, 2.0))
+def test_arms_of_any_sizes_pull_by_their_weights(case, region, full):
+    _, decisions = case
+    advantages = spread_over_rows([[region, full]] * len(decisions), decisions)
+    size = decisions.shape[1]
+    for arm, weight in ((REGION, region), (FULL, full)):
+        sums = np.where(decisions == arm, advantages, 0.0).sum(axis=1)
+        np.testing.assert_allclose(sums, size * weight, atol=1e-9)
+    assert (advantages[decisions == MALFORMED] == 0.0).all()
 
 
+def test_six_rows_against_two_push_no_mass_to_neither():
+    # FULL earns 1 more. By the clipped advantages of before the arms' sums were -6 and +2, so p of neither rose.
+    decisions = np.array([[REGION] * 6 + [FULL] * 2])
+    values = compute_arm_values([[0.0] * 6 + [1.0] * 2], decisions)
+    p = np.array([0.5, 0.4])
+    loss = compute_decision_loss(values, [p], [p], temperature=0.25, beta=0.0)
+    advantages = spread_over_rows(loss.weight_BA, decisions)
+    sums = np.array([advantages[decisions == arm].sum() for arm in (REGION, FULL)])
+    np.testing.assert_allclose(sums, 8.0 * loss.weight_BA[0])
+    pull = sums - p * sums.sum()  # of the logits of both openings; what is left falls on those of neither
+    assert pull[REGION] == pytest.approx(-pull[FULL] + 8.0 * 0.1)
+    assert pull[REGION] < 0.0 < pull[FULL]
+    assert -sums.sum() * 0.1 < 0.0
+
+
+def test_three_to_five_and_five_to_three_pull_alike():
+    sums = []
+    for num_region in (3, 5):
+        decisions = np.array([[REGION] * num_region + [FULL] * (8 - num_region)])
+        advantages = spread_over_rows([[0.7, -0.2]], decisions)
+        sums.append([advantages[decisions == arm].sum() for arm in (REGION, FULL)])
+    np.testing.assert_allclose(sums[0], sums[1])
+
+
+# -- what is watched and refused ----------------------------------------------------------------------------------
+
+
+def test_zero_signal_counts_groups_whose_rows_all_earn_the_same():
+    assert count_zero_signal([[0.3] * 4, [0.3, 0.3, 0.3, 0.4], [-1.0, -1.0, -1.0, -1.0 + 1e-12]]) == 2
+
+
+@pytest.mark.parametrize("compute", [compute_box_advantages, compute_arm_values])
 @pytest.mark.parametrize(
     ("rewards", "decisions", "match"),
     [
-        ([0.0, 1.0], [0, 1], "share a shape"),
+        ([0.0, 1.0], [0, 1], "shape"),
         ([[0.0, 1.0]], [[0, 1, 1]], "share a shape"),
-        ([[]], [[]], "share a shape"),
+        ([[]], [[]], "shape"),
         ([[0.0, math.nan]], [[0, 1]], "finite"),
         ([[0.0, 1.0]], [[0, 3]], "codes"),
     ],
 )
-def test_bad_inputs_are_refused(rewards, decisions, match):
+def test_bad_inputs_are_refused(compute, rewards, decisions, match):
     with pytest.raises(ValueError, match=match):
-        compute_advantages(rewards, decisions, factorised=True)
+        compute(rewards, decisions)
 
 
-def test_a_policy_that_is_right_is_left_alone_and_one_that_is_wrong_is_pulled_in_full() -> None:
-    decisions = np.array([[REGION, FULL]])
-    advantage = np.array([[1.0, -1.0]])
-
-    def damp(p_region: float) -> np.ndarray:
-        return damp_decisions(advantage, decisions, [[p_region, 1.0 - p_region]], saturation=1.0, anchor=0.0)
-
-    np.testing.assert_allclose(damp(0.5), advantage)
-    np.testing.assert_allclose(damp(0.9), 0.36 * advantage)
-    np.testing.assert_allclose(damp(1.0), 0.0 * advantage)
-    np.testing.assert_allclose(damp(0.1), advantage)
-    np.testing.assert_allclose(damp(0.0), advantage)
+@pytest.mark.parametrize("rewards", [[0.0, 1.0], [[]], [[0.0, math.inf]]])
+def test_bad_rewards_are_refused_in_the_papers_form_too(rewards):
+    with pytest.raises(ValueError, match="rewards must"):
+        compute_group_advantages(rewards)
 
 
-@given(
-    st.floats(-3.0, 3.0).filter(lambda a: abs(a) > 1e-6),
-    st.floats(0.0, 1.0),
-    st.floats(0.05, 2.0),
-)
-def test_damping_keeps_the_sign_and_never_amplifies(a: float, p: float, saturation: float) -> None:
-    (damped,) = damp_decisions(np.array([[a]]), [[REGION]], [[p]], saturation=saturation, anchor=0.0)[0]
-    assert damped * a >= 0.0
-    assert abs(damped) <= min(1.0, abs(a) / saturation) + 1e-12
-
-
-def test_the_anchor_pulls_both_arms_by_their_share_and_leaves_malformed_rows_alone() -> None:
-    decisions = np.array([[REGION, REGION, FULL, MALFORMED]])
-    p_opening = np.array([[0.6, 0.6, 0.3, 0.1]])
-    damped = damp_decisions(np.array([[0.0, 0.0, 0.0, -2.0]]), decisions, p_opening, saturation=1.0, anchor=0.5)
-    np.testing.assert_allclose(damped, [[0.5 * 0.6, 0.5 * 0.6, 0.5 * 0.3 * 2.0, -2.0]])
-
-
-def test_a_large_advantage_counts_no_more_than_a_saturated_one() -> None:
-    decisions = np.array([[REGION, FULL], [REGION, FULL]])
-    advantage = np.array([[3.0, -3.0], [-0.25, 0.25]])
-    damped = damp_decisions(advantage, decisions, np.full((2, 2), 0.5), saturation=0.25, anchor=0.0)
-    np.testing.assert_allclose(damped, [[1.0, -1.0], [-1.0, 1.0]])
+@pytest.mark.parametrize("codes", [[REGION, REGION], [FULL, MALFORMED]])
+def test_a_group_without_an_arm_has_no_values(codes):
+    with pytest.raises(ValueError, match="rows of both arms"):
+        compute_arm_values([[0.0, 1.0], [0.0, 1.0]], [[REGION, FULL], codes])

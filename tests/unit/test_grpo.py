@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import rel_entr
 from trl import GRPOTrainer
 
 from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
+from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
 from pipeline.demo.tiny_llava import ASSISTANT
 from pipeline.learn.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
@@ -131,10 +133,14 @@ class Training:
         return [self.rollouts[start : start + size] for start in range(0, len(self.rollouts), size)]
 
 
-def _ask_p_region(policy: Policy, spoken: SpokenLlava) -> float:
+def _ask_p_regions(policy: Policy, spoken: SpokenLlava) -> dict[str, float]:
     images = [spoken.load_image(query_id) for query_id in spoken.questions]
     answers = policy.decide(images, list(spoken.questions.values()))
-    return float(np.mean([answer.p_region for answer in answers]))
+    return {query_id: answer.p_region for query_id, answer in zip(spoken.questions, answers, strict=True)}
+
+
+def _ask_p_region(policy: Policy, spoken: SpokenLlava) -> float:
+    return float(np.mean(list(_ask_p_regions(policy, spoken).values())))
 
 
 def _check_same_weights(a: Policy, b: Policy) -> None:
@@ -155,6 +161,14 @@ def collapsed(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactor
     scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
     params = _params(beta=0.02)
     return Training(policy, spoken_llava, scorer, params, tmp_path_factory.mktemp("collapsed"))
+
+
+@pytest.fixture(scope="module")
+def started(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Two steps of a policy that begins as its own reference."""
+    scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
+    params = _params(beta=0.02)
+    return Training(_load(spoken_llava), spoken_llava, scorer, params, tmp_path_factory.mktemp("started"))
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +207,8 @@ def test_stock_groups_do_not(stock: Training) -> None:
 
 
 def test_collapsed_groups_carry_a_signal(collapsed: Training) -> None:
+    for group in collapsed.list_groups():  # a crop and the full image happen to earn different rewards
+        assert len({rollout.reward for rollout in group}) > 1
     assert all(figures["zero_signal_groups"] == 0.0 for figures in collapsed.logged.values())
 
 
@@ -232,24 +248,31 @@ def test_plain_advantages_are_alike_for_all_tokens(stock: Training) -> None:
         assert (advantages_BT == advantages_BT[:, :1]).all()
 
 
-def test_argument_advantages_cancel_within_an_arm(collapsed: Training) -> None:
+def test_box_advantages_cancel_within_an_arm(collapsed: Training) -> None:
     for batch in collapsed.batches:
-        argument_BG = batch["advantages"][:, -1].view(-1, 8)
+        box_BG = batch["advantages"][:, -1].view(-1, 8)
         codes_BG = batch["opening_code"].view(-1, 8)
         for code in (REGION, FULL):
-            sums_B = (argument_BG * (codes_BG == code)).sum(1)
+            sums_B = (box_BG * (codes_BG == code)).sum(1)
             torch.testing.assert_close(sums_B, torch.zeros_like(sums_B), atol=1e-5, rtol=0)
+    assert any((batch["advantages"][:, -1] != 0.0).any() for batch in collapsed.batches)
 
 
-def test_advantages_follow_the_rows_rewards(collapsed: Training) -> None:
-    rewards_BG = torch.tensor([rollout.reward for rollout in collapsed.rollouts[:16]]).view(2, 8)
-    batch = collapsed.batches[0]
+def test_advantages_follow_the_rows_rewards(started: Training) -> None:
+    rewards_BG = torch.tensor([rollout.reward for rollout in started.rollouts[:16]]).view(2, 8)
+    batch = started.batches[0]
     codes_BG = batch["opening_code"].view(2, 8)
-    region_BG = codes_BG == REGION
-    mean_B = (rewards_BG * region_BG).sum(1) / region_BG.sum(1)
-    wanted_BG = (rewards_BG - mean_B[:, None]) * region_BG
-    got_BG = batch["advantages"][:, -1].view(2, 8) * region_BG
-    torch.testing.assert_close(got_BG, wanted_BG, atol=1e-5, rtol=0)
+    boxes_BG = batch["advantages"][:, -1].view(2, 8)
+    openings_BG = batch["advantages"][:, 0].view(2, 8)
+    for rewards_G, codes_G, boxes_G, openings_G in zip(rewards_BG, codes_BG, boxes_BG, openings_BG, strict=True):
+        earned = rewards_G[codes_G == REGION]
+        spread = earned.std(correction=0) + 0.05
+        torch.testing.assert_close(boxes_G[codes_G == REGION], (earned - earned.mean()) / spread, atol=1e-5, rtol=0)
+        # At the first step policy and reference are one, so the weights are the target alone, in each forced row.
+        gap = earned.mean() - rewards_G[codes_G == FULL].mean()
+        target = torch.sigmoid(gap / started.params.decision_temperature)
+        wanted = [*[8 * target / 3] * 3, *[8 * (1 - target) / 2] * 2, *[torch.tensor(0.0)] * 3]
+        torch.testing.assert_close(openings_G, torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 def test_probabilities_and_kl_are_logged(collapsed: Training) -> None:
@@ -259,10 +282,39 @@ def test_probabilities_and_kl_are_logged(collapsed: Training) -> None:
         assert 0.0 <= figures["p_full"] <= 1.0
         assert figures["p_full"] > figures["p_region"]
         assert figures["decision_mass"] == pytest.approx(figures["p_region"] + figures["p_full"])
-        assert figures["decision_mass"] <= 1.05
-        assert np.isfinite(figures["kl"])
+        assert figures["decision_mass"] <= 1.0 + 1e-5
+        assert 0.0 < figures["decision_target"] < 1.0
         assert figures["free_region_rate"] == 0.0
         assert {"reward", "reward_margin", "malformed_rate", "entropy", "grad_norm"} <= figures.keys()
+
+
+def test_both_kls_begin_at_0_and_rise_with_the_policy(started: Training) -> None:
+    for name in ("decision_kl", "kl"):
+        assert started.logged[1][name] == pytest.approx(0.0, abs=1e-7)
+        assert started.logged[2][name] > 1e-6
+
+
+def test_p_openings_and_their_kl_are_those_of_a_plain_forward_pass(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy, reference = _load(spoken_llava), _load(spoken_llava)
+    _collapse(policy, policy.full_ids[0], policy.region_ids[0], 3.0)
+    scorer, params = _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1, beta=0.04, learning_rate=1e-15)
+    training = Training(policy, spoken_llava, scorer, params, tmp_path)
+    (batch,) = training.batches
+    opens_B3 = []
+    for model in (policy.model.eval(), reference.model.eval()):
+        with torch.no_grad():
+            logits_BV = model(
+                input_ids=batch["prompt_ids"][::8],
+                attention_mask=batch["prompt_mask"][::8],
+                pixel_values=batch["pixel_values"][::8],
+            ).logits[:, -1]
+        p_BA = logits_BV.double().softmax(1)[:, [policy.region_ids[0], policy.full_ids[0]]].numpy()
+        opens_B3.append(np.concatenate([p_BA, 1.0 - p_BA.sum(axis=1, keepdims=True)], axis=1))
+    logged = training.logged[1]
+    for name, place in (("p_region", REGION), ("p_full", FULL)):
+        assert logged[name] == pytest.approx(opens_B3[0][:, place].mean(), abs=1e-5)
+    assert logged["decision_kl"] == pytest.approx(rel_entr(*opens_B3).sum(axis=1).mean(), abs=1e-5)
+    assert logged["decision_kl"] > 1e-3
 
 
 def test_rollouts_keep_what_each_completion_earned(collapsed: Training) -> None:
@@ -286,16 +338,15 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     tokenizer = policy.processor.tokenizer
     end = tokenizer.eos_token if says_end else ""
     crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
-    rest = {"region": crop.removeprefix(REGION_OPENING), "full": "", "free": FULL_ANSWER}
+    wanted = {"region": crop, "full": FULL_ANSWER, "free": FULL_ANSWER}
 
     def say(row: int) -> str:
-        return "no sense " * 9 if row == 7 else rest[plan.get_arm(row)] + end + " and so on"
+        return "no sense " * 9 if row == 7 else wanted[plan.get_arm(row)] + end + " and so on"
 
     scorer = _plant(spoken_llava, baseline=2, crop=1)
     with scripted(policy, say):
         training = Training(policy, spoken_llava, scorer, _params(max_steps=1), tmp_path)
     (batch,) = training.batches
-    wanted = {"region": crop, "full": FULL_ANSWER, "free": FULL_ANSWER}
     for row, (ids, mask) in enumerate(zip(batch["completion_ids"], batch["completion_mask"], strict=True)):
         kept = ids[mask.bool()]
         assert (mask.diff() <= 0).all()
@@ -312,7 +363,7 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
 
 def test_a_forced_opening_counts_towards_the_length(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava)
-    with scripted(policy, lambda row: "no sense " * 9 if row % 8 < 3 else ""):
+    with scripted(policy, lambda row: REGION_OPENING + "no sense " * 9 if row % 8 < 3 else FULL_ANSWER):
         training = Training(
             policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
         )
@@ -326,11 +377,17 @@ def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_pa
     rest = encode(policy, crop)[len(policy.region_ids) :]
     letters = [token for letter in REGION_OPENING for token in encode(policy, letter)]
     assert len(letters) == len(REGION_OPENING)
-    with scripted(policy, lambda row: rest if row % 8 < 3 else [*letters, *rest] if row % 8 == 7 else ""):
+    p_of = _ask_p_regions(policy, spoken_llava)
+    with scripted(policy, lambda row: crop if row % 8 < 3 else [*letters, *rest] if row % 8 == 7 else FULL_ANSWER):
         training = Training(
             policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
         )
     (batch,) = training.batches
+    # The loss knows the probability of the canonical tokens; others open what it calls neither.
+    wanted = np.mean([p_of[name] for name in batch["query_id"]])
+    assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+    assert (batch["advantages"].view(2, 8, -1)[:, 7, : len(letters)] == 0.0).all()
+    assert (batch["advantages"].view(2, 8, -1)[:, :3, 0] > 0.0).all()
     assert (batch["opening_code"].view(-1, 8)[:, 7] == REGION).all()
     assert (batch["opening_mask"].sum(1).view(-1, 8)[:, 7] == len(letters)).all()
     assert {rollout.decision for rollout in training.rollouts[7::8]} == {"region"}
@@ -343,14 +400,81 @@ def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: 
     for name, weight in policy.model.named_parameters():
         if "lora_B" in name:  # a fresh adapter changes nothing, with dropout or without
             torch.nn.init.normal_(weight, std=0.02)
-    p_of = {
-        query_id: policy.decide([spoken_llava.load_image(query_id)], [question])[0].p_region
-        for query_id, question in spoken_llava.questions.items()
-    }
-    training = Training(policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path)
+    p_of = _ask_p_regions(policy, spoken_llava)
+    scorer, params = _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1, beta=0.04)
+    training = Training(policy, spoken_llava, scorer, params, tmp_path)
     (batch,) = training.batches
     wanted = np.mean([p_of[query_id] for query_id in batch["query_id"]])
     assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+    # So is the reference's, which still says the same; and TRL's estimate leaves the openings out though the pass of
+    # the loss has its dropout.
+    assert training.logged[1]["decision_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert training.logged[1]["kl"] > 0.0
+
+
+# -- the loss that TRL makes of it ------------------------------------------------------------------------------
+
+
+class Step:
+    """One batch, its loss and gradients, of rows that say what they are told."""
+
+    def __init__(self, spoken: SpokenLlava, folder: Path, changes: dict[str, Any], says: list[str]) -> None:
+        policy = _load(spoken)
+        _collapse(policy, policy.full_ids[0], policy.region_ids[0], 6.0)  # the reference is the policy before
+        compute_loss = RGRPOTrainer._compute_loss
+
+        def record(trainer: RGRPOTrainer, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            if "keep" in changes:  # which tokens the loss is made of
+                mask = inputs["opening_mask"] if changes["keep"] == "openings" else ~inputs["opening_mask"]
+                inputs["tool_mask"] = mask.long()
+            if changes.get("no_advantages"):
+                inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+            loss = compute_loss(trainer, model, inputs)
+            names, weights = zip(*model.named_parameters(), strict=True)
+            grads = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            count = inputs["num_items_in_batch"]
+            self.gradient = {name: grad * count for name, grad in zip(names, grads, strict=True) if grad is not None}
+            self.loss = loss.item()
+            return loss
+
+        params = _params(max_steps=1, **{k: v for k, v in changes.items() if k not in ("keep", "no_advantages")})
+        scorer = _plant(spoken, baseline=2, crop=1)
+        with pytest.MonkeyPatch.context() as patch, scripted(policy, lambda row: says[row % params.group_size]):
+            patch.setattr(RGRPOTrainer, "_compute_loss", record)
+            self.training = Training(policy, spoken, scorer, params, folder)
+
+
+_CROP = format_decision(Crop(Box(2 / 28, 5 / 28, 11 / 28, 20 / 28)), Frame(28, 28))
+
+
+def test_trls_kl_has_neither_value_nor_gradient_on_openings(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    says = [_CROP] * 3 + [FULL_ANSWER] * 5
+    openings = Step(spoken_llava, tmp_path, {"beta": 1.0, "no_advantages": True, "keep": "openings"}, says)
+    assert openings.loss == 0.0
+    assert all((grad == 0.0).all() for grad in openings.gradient.values())
+    assert openings.training.logged[1]["kl"] == 0.0
+    assert openings.training.logged[1]["decision_kl"] > 1e-3  # though policy and reference differ
+
+
+def test_trls_kl_is_left_to_stock_groups(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    changes = STOCK | {"beta": 1.0, "no_advantages": True}
+    assert Step(spoken_llava, tmp_path, changes, [_CROP] * 8).loss > 1e-3
+
+
+def test_the_decisions_gradient_does_not_depend_on_the_number_of_forced_rows(
+    spoken_llava: SpokenLlava, tmp_path: Path
+) -> None:
+    found = []
+    for num_region, num_full in ((6, 2), (1, 5), (2, 2)):
+        changes = {"beta": 0.5, "keep": "openings", "num_region": num_region, "num_full": num_full}
+        free = [FULL_ANSWER] * (8 - num_region - num_full)
+        says = [_CROP] * num_region + [FULL_ANSWER] * num_full + free
+        found.append(Step(spoken_llava, tmp_path / f"{num_region}", changes, says).gradient)
+    first, *others = found
+    assert max(float(grad.abs().max()) for grad in first.values()) > 1e-3
+    for other in others:
+        for name, grad in first.items():
+            torch.testing.assert_close(other[name], grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
 # -- TRL --------------------------------------------------------------------------------------------------------
@@ -362,6 +486,12 @@ _OVERRIDDEN = {
     "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
     "_generate_and_score_completions": "(self, inputs: list[dict[str, torch.Tensor | typing.Any]])"
     " -> dict[str, torch.Tensor | typing.Any]",
+    "_compute_loss": "(self, model, inputs)",
+    "_get_per_token_logps_and_entropies": "(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,"
+    " compute_entropy=False, compute_aux_loss=False, pixel_values=None, image_grid_thw=None, num_images=None,"
+    " pixel_attention_mask=None, spatial_shapes=None, num_tiles=None, image_sizes=None, token_type_ids=None,"
+    " mm_token_type_ids=None, image_position_ids=None) -> tuple[torch.Tensor, torch.Tensor | None,"
+    " torch.Tensor | None]",
     "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)"
     " -> torch.utils.data.sampler.Sampler",
     "_save_checkpoint": "(self, model, trial)",
@@ -521,6 +651,14 @@ def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: 
     assert logged == {"reward/mrr": 0.0, "reward/ndcg": 0.0, "reward/rank": 0.0, "reward/margin": 0.0}
 
 
-def test_an_opening_without_sense_belongs_to_no_arm(collapsed: Training) -> None:
-    codes = {int(code) for batch in collapsed.batches for code in batch["opening_code"]}
-    assert codes <= {REGION, FULL, MALFORMED}
+def test_an_opening_without_sense_belongs_to_no_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+    policy = _load(spoken_llava)
+    says = [REGION_OPENING + "no sense"] * 3 + [FULL_ANSWER] * 2 + ["no sense", FULL_ANSWER, "Not " + FULL_ANSWER]
+    with scripted(policy, lambda row: says[row % 8]):
+        training = Training(
+            policy, spoken_llava, _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1), tmp_path
+        )
+    (batch,) = training.batches
+    wanted = [REGION] * 3 + [FULL] * 2 + [MALFORMED, FULL, MALFORMED]
+    assert batch["opening_code"].tolist() == wanted * 2
+    assert training.logged[1]["malformed_rate"] == pytest.approx(2 / 3)

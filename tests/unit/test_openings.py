@@ -1,17 +1,19 @@
-"""An answer opens the arm that its text opens, whatever tokens spell it."""
+"""An answer opens the arm that its text opens, whatever tokens spell it; forced rows open as they are told to."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import PolicyParams
 from pipeline.core.advantage import FULL, MALFORMED, REGION
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
-from pipeline.learn.openings import read_opening
+from pipeline.learn.openings import FirstTokenProbability, ForcedOpenings, read_opening
 from pipeline.learn.policy import Policy, load_policy
 from pipeline.types import Box, Crop
 from tests.tiny_families import BUILDERS, build_tiny_policy
@@ -104,6 +106,33 @@ def test_any_cutting_of_a_text_opens_what_the_text_opens(
     code, num_tokens = read_opening(tokenizer, ids)
     assert code == wanted
     assert 1 <= num_tokens <= max(1, len(ids))
+
+
+_OPENING = st.lists(st.integers(0, 6), max_size=4)
+
+
+@given(openings=st.lists(_OPENING, min_size=1, max_size=5), step=st.integers(0, 5), num_prompt_tokens=st.integers(1, 3))
+def test_each_row_is_left_the_token_that_its_opening_wants(
+    openings: list[list[int]], step: int, num_prompt_tokens: int
+) -> None:
+    scores = torch.randn(len(openings), 7, generator=torch.Generator().manual_seed(1))
+    before = scores.clone()
+    ids = torch.zeros(len(openings), num_prompt_tokens + step, dtype=torch.long)
+    forced = ForcedOpenings(openings, num_prompt_tokens)(ids, scores)
+    assert torch.equal(scores, before)
+    for row, opening in enumerate(openings):
+        if step < len(opening):
+            assert forced[row].isfinite().nonzero().flatten().tolist() == [opening[step]]
+        else:
+            assert torch.equal(forced[row], before[row])
+
+
+def test_p_region_is_read_at_the_first_step_alone() -> None:
+    reader = FirstTokenProbability(token_id=2, num_prompt_tokens=3)
+    first = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -torch.inf]])
+    assert reader(torch.zeros(2, 3), first) is first
+    reader(torch.zeros(2, 4), torch.zeros(2, 3))
+    assert reader.p_B.tolist() == pytest.approx([math.e / (2 + math.e), 0.0])
 
 
 @pytest.fixture(scope="module")

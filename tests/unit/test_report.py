@@ -143,6 +143,35 @@ def test_headline_says_no_more_than_the_interval(low: float, high: float, said: 
     assert said in result
     assert "the best rule (base, grown)" in result
     assert "r-GRPO, fused" in result
+    assert "he trained policy with a rule on top" in result  # whose figure it is
+    assert "r-GRPO 60.0 %" in result.replace("\u00a0", " ")  # and what the policy has without it
+
+
+def test_headline_speaks_of_the_policy_alone_where_that_is_the_better_one() -> None:
+    report = _build_report(low=0.1, high=0.5) | {"best_rgrpo": "rgrpo"}
+    headline = write_headline(report)
+    assert headline.result.startswith("The trained policy ranks more answers first")
+    assert "fused" not in headline.result + " ".join(headline.shortfalls)
+
+
+def test_page_says_plainly_what_the_fused_scores_are() -> None:
+    report = _build_report(low=0.1, high=0.5)
+    line = write_headline(report).shortfalls[1]
+    assert line.startswith("r-GRPO, fused is not the policy alone: a rule on top")
+    assert line.endswith("r-GRPO by its own view stands +2.0 points to the best rule.")
+    for method in ("rgrpo", "base_grown"):  # test queries without any positive
+        report["methods"][method]["cond_recall_at_1"] = None
+    report["paired"]["rgrpo_minus_best_rule"]["cond_recall_at_1"] = None
+    assert write_headline(report).shortfalls[1].endswith("weights chosen on val.")
+    assert "a rule on top of r-GRPO" in table.METHOD_NOTES["rgrpo_fused"]
+
+
+def test_both_weights_of_the_fused_scores_are_said() -> None:
+    numbers = {"margin": 0.0, "gap_ratio": None, "weight": 0.7}
+    assert table.describe_setting(numbers | {"kept_weight": None}) == "box not grown; scores 70 % crop, 30 % full image"
+    said = table.describe_setting(numbers | {"kept_weight": 0.3})
+    assert said.endswith("; where it keeps that 30 % forced region, 70 % full image")
+    assert "0 % forced region, 100 % full image" in table.describe_setting(numbers | {"kept_weight": 0.0})
 
 
 def test_headline_falls_back_on_the_full_image_and_says_so() -> None:

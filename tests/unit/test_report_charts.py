@@ -84,6 +84,18 @@ def test_decision_shares_fill_one() -> None:
     assert [pytest.approx(row["p"]) for row in rows] == [0.5, 0.3, 0.2, 0.1, 0.9, 0.0]
 
 
+def test_the_wanted_decision_stands_beside_the_policys() -> None:
+    rows = _read_rows(build_spec(training_charts.draw_wanted_decision({1: 0.7}, {1: 0.2}), "wanted"))
+    assert {row["series"]: row["value"] for row in rows} == {"wanted": 0.7, "policy": 0.2}
+
+
+def test_both_kls_are_shown_and_told_apart() -> None:
+    figures = training_figures.draw_training_figures((), fakes.build_train_curve(), fakes.build_rollouts())
+    shown = {figure.key: figure for figures_ in figures.values() for figure in figures_}
+    assert "box tokens" in shown["kl"].title
+    assert {"decision_kl", "decision_loss", "decision_target"} <= shown.keys()
+
+
 def test_decisions_have_their_own_colours_everywhere() -> None:
     figures = training_figures.draw_training_figures((), fakes.build_train_curve(), fakes.build_rollouts())
     scales = {figure.key: _find_colours(figure.spec) for figures_ in figures.values() for figure in figures_}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from pipeline.errors import StageError
 from pipeline.evaluation.figures import Bootstrap, ResultTable
 from pipeline.evaluation.methods import METHODS, Choice, QuerySet
 from pipeline.evaluation.rows import build_rows
-from pipeline.evaluation.rules import RULES, WEIGHTS, Look, Rule, Setting, apply_rule, choose_setting, rank_by_rule
+from pipeline.evaluation.rules import (
+    KEPT_WEIGHTS,
+    RULES,
+    WEIGHTS,
+    Look,
+    Rule,
+    Setting,
+    Source,
+    apply_rule,
+    choose_setting,
+    rank_by_rule,
+    take_looks,
+)
 from pipeline.evaluation.selection import compute_gap
 from pipeline.evaluation.val_choices import (
     NO_TARGET,
@@ -75,9 +88,18 @@ def _view(*scores: float) -> FakeView:
     return FakeView(compute_outcome(scores_K, _POOL.relevance, _POOL.num_relevant), scores_K)
 
 
+_REGION = Box(0.2, 0.2, 0.6, 0.6)
+
+
 def _look(crop: FakeView | None, full: FakeView) -> Look:
-    decision = KeepFull() if crop is None else Crop(Box(0.2, 0.2, 0.6, 0.6))
-    return Look((decision, "said"), crop, full)
+    """A policy that crops its region, or that keeps the full image and knows of no region."""
+    decision = KeepFull() if crop is None else Crop(_REGION)
+    return Look((decision, "said"), None if crop is None else _REGION, crop, full)
+
+
+def _keep(region: FakeView, full: FakeView) -> Look:
+    """A policy that keeps the full image and would crop a region if it had to."""
+    return Look((KeepFull(), "said"), _REGION, region, full)
 
 
 def _val(world: FakeWorld) -> QuerySet:
@@ -88,9 +110,18 @@ def _scorer(world: FakeWorld) -> FakeScorer:
     return FakeScorer([*world.queries, *world.val_queries], [*world.pools, *world.val_pools])
 
 
-def _answer(queries: QuerySet) -> list[Choice]:
-    answers = FakePolicy("policy").decide([], [query.question for query in queries.queries])
+def _answer(queries: QuerySet, *, force_region: bool = False) -> list[Choice]:
+    questions = [query.question for query in queries.queries]
+    answers = FakePolicy("policy").decide([], questions, force_region=force_region)
     return [(answer.decision, answer.completion) for answer in answers]
+
+
+def _source(queries: QuerySet) -> Source:
+    return Source(_answer(queries), _answer(queries, force_region=True))
+
+
+def _unforced(choices: Sequence[Choice]) -> Source:
+    return Source(choices, choices)
 
 
 # ---------------------------------------------------------------------------- growing
@@ -118,11 +149,37 @@ def test_growth_is_measured_by_the_boxs_own_sides() -> None:
 
 def test_full_and_malformed_stay_what_they_are() -> None:
     full = _view(0.9, 0.8, 0.1)
-    for setting in (Setting(margin=0.5), Setting(gap_ratio=1.0), Setting(weight=0.5)):
+    for setting in (
+        Setting(margin=0.5),
+        Setting(gap_ratio=1.0),
+        Setting(weight=0.5),
+        Setting(weight=0.5, kept_weight=0.5),
+    ):
         kept = apply_rule(setting, _look(None, full), _POOL)
         assert (kept.decision, kept.view) == (KeepFull(), full)
-        missed = apply_rule(setting, Look((Malformed("no box"), "?"), None, full), _POOL)
-        assert missed.view is None
+        for region, crop in ((None, None), (_REGION, _view(0.2, 0.9, 0.1))):
+            missed = apply_rule(setting, Look((Malformed("no box"), "?"), region, crop, full), _POOL)
+            assert (missed.decision, missed.view) == (Malformed("no box"), None)
+
+
+def test_a_kept_query_is_ranked_by_its_own_weight() -> None:
+    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    kept = apply_rule(Setting(weight=1.0, kept_weight=0.4), _keep(region, full), _POOL)
+    assert kept.view is not None
+    assert kept.view.scores_K.tolist() == pytest.approx([0.4 * 0.2 + 0.6 * 0.9, 0.4 * 0.9 + 0.6 * 0.8, 0.1])
+    assert kept.view.outcome == compute_outcome(kept.view.scores_K, _POOL.relevance, _POOL.num_relevant)
+    assert kept.decision == Crop(_REGION)
+    cropped = apply_rule(Setting(weight=1.0, kept_weight=0.4), _look(region, full), _POOL)
+    assert cropped.view is not None
+    assert cropped.view.outcome == region.outcome
+
+
+@pytest.mark.parametrize("kept_weight", [None, 0.0])
+def test_without_a_weight_of_its_own_a_kept_query_stays_with_the_full_image(kept_weight: float | None) -> None:
+    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    for weight in WEIGHTS:
+        kept = apply_rule(Setting(weight=weight, kept_weight=kept_weight), _keep(region, full), _POOL)
+        assert (kept.decision, kept.view) == (KeepFull(), full)
 
 
 def test_crop_is_taken_where_it_leads_by_more_than_the_full_image() -> None:
@@ -170,12 +227,12 @@ def test_weight_of_one_is_the_crop_alone() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_choice_agrees_with_the_figures_of_the_table_and_is_the_best(world: FakeWorld, name: str) -> None:
     val, scorer = _val(world), _scorer(world)
-    rule, choices = RULES[name], _answer(_val(world))
-    chosen = choose_setting(rule, choices, val, scorer)
+    rule, source = RULES[name], _source(_val(world))
+    chosen = choose_setting(rule, source, val, scorer)
 
     def measure(setting: Setting) -> tuple[float, float]:
-        rows = build_rows(name, rank_by_rule(setting, choices, val, scorer), val.queries, val.pools)
-        full = rank_methods({"full": [(KeepFull(), None)] * len(val.queries)}, {}, val, scorer)["full"]
+        rows = build_rows(name, rank_by_rule(setting, source, val, scorer), val.queries, val.pools)
+        full = rank_methods({"full": [(KeepFull(), None)] * len(val.queries)}, {}, {}, val, scorer)["full"]
         table = ResultTable([*rows, *full], val.pools)
         recall, harm = (table.compute_terms(name, metric) for metric in ("cond_recall_at_1", "harm_rate"))
         return recall[0].sum() / recall[1].sum(), harm[0].sum() / harm[1].sum()
@@ -196,9 +253,73 @@ def test_growth_is_chosen_where_boxes_are_too_small(world: FakeWorld) -> None:
         shrunk = Box(box.x0 + width / 4, box.y0 + height / 4, box.x1 - width / 4, box.y1 - height / 4)
         return Crop(shrunk), None
 
-    chosen = choose_setting(RULES["base_grown"], [shrink(query) for query in val.queries], val, scorer)
-    exact = choose_setting(RULES["base_grown"], [(Crop(q.target_box), None) for q in val.queries], val, scorer)
-    assert chosen.setting.margin > exact.setting.margin == 0.0
+    def choose(choices: Sequence[Choice]) -> Setting:
+        return choose_setting(RULES["base_grown"], _unforced(choices), val, scorer).setting
+
+    chosen = choose([shrink(query) for query in val.queries])
+    exact = choose([(Crop(query.target_box), None) for query in val.queries if query.target_box is not None])
+    assert chosen.margin > exact.margin == 0.0
+
+
+def test_region_is_what_the_policy_crops_or_would_crop(world: FakeWorld) -> None:
+    val, scorer = _val(world), _scorer(world)
+    source = _source(val)
+    seen: set[str] = set()
+    for margin in (0.0, 0.2):
+        looks = take_looks(source, margin, val, scorer)
+        for look, greedy, forced, query in zip(looks, source.greedy, source.forced, val.queries, strict=True):
+            assert look.choice == greedy
+            meant = greedy[0] if isinstance(greedy[0], Crop) else forced[0]
+            seen.add(f"{type(greedy[0]).__name__}, {type(forced[0]).__name__}")
+            if not isinstance(meant, Crop):
+                assert look.region is look.crop is None
+                continue
+            assert look.region == grow_box(meant.box, margin)
+            assert look.crop is not None
+            (wanted,) = scorer.score_views([(query.query_id, look.region)])
+            assert look.crop.scores_K.tolist() == wanted.scores_K.tolist()
+    assert seen == {"Crop, Crop", "KeepFull, Crop", "Malformed, Malformed"}
+
+
+def test_a_policy_that_is_never_forced_keeps_what_it_keeps(world: FakeWorld) -> None:
+    val, scorer = _val(world), _scorer(world)
+    for name, rule in RULES.items():
+        for setting in rule.settings:
+            ranked = rank_by_rule(setting, _unforced(_answer(val)), val, scorer)
+            for row, (decision, _) in zip(ranked, _answer(val), strict=True):
+                if isinstance(decision, KeepFull):
+                    assert row.decision == KeepFull(), name
+
+
+def test_only_our_policy_has_a_weight_for_what_it_keeps() -> None:
+    for name, rule in RULES.items():
+        kept = {setting.kept_weight for setting in rule.settings}
+        assert kept == (set(KEPT_WEIGHTS) if name == "rgrpo_fused" else {None})
+    fused = RULES["rgrpo_fused"].settings
+    assert len(set(fused)) == len(fused) == len(WEIGHTS) * len(KEPT_WEIGHTS)
+    # Of equals the first wins: the one that trusts the region least.
+    assert (fused[0].kept_weight, fused[0].weight) == (0.0, min(WEIGHTS))
+
+
+def _choose_kept_weight(region: FakeView, full: FakeView, relevance: tuple[bool, ...]) -> Setting:
+    """Choose for one query that the policy keeps, where its region and the full image rank thus."""
+    pool = replace(_POOL, relevance=relevance)
+
+    class Planted:
+        def score_views(self, views: Any) -> list[FakeView]:
+            shown = [(full if box is None else region).scores_K for _, box in views]
+            return [FakeView(compute_outcome(scores, pool.relevance, 1), scores) for scores in shown]
+
+    source = Source([(KeepFull(), None)], [(Crop(_REGION), None)])
+    return choose_setting(RULES["rgrpo_fused"], source, QuerySet([FakeQuery("q")], [pool]), Planted()).setting  # type: ignore[list-item]
+
+
+def test_val_gives_kept_regions_a_weight_where_that_wins_and_none_where_it_does_not() -> None:
+    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    # The region alone ranks the second candidate first. 0.1 a + 0.9 b: (0.83, 0.81), (0.76, 0.82), ...
+    assert _choose_kept_weight(region, full, (False, True, False)).kept_weight == 0.2
+    assert _choose_kept_weight(region, full, (True, False, False)).kept_weight == 0.0
+    assert _choose_kept_weight(region, full, (False, False, True)).kept_weight == 0.0
 
 
 def test_of_equal_settings_the_less_harmful_wins() -> None:
@@ -217,7 +338,7 @@ def test_of_equal_settings_the_less_harmful_wins() -> None:
             return [FakeView(compute_outcome(scores, pool.relevance, 1), scores) for pool, scores in shown]
 
     queries = QuerySet([FakeQuery("won"), FakeQuery("lost")], pools)  # type: ignore[list-item]
-    chosen = choose_setting(rule, [(Crop(Box(0.1, 0.1, 0.5, 0.5)), None)] * 2, queries, Planted())
+    chosen = choose_setting(rule, _unforced([(Crop(_REGION), None)] * 2), queries, Planted())
     assert chosen.setting.weight == 0.1
     assert (chosen.cond_recall_at_1, chosen.harm_rate) == (0.5, 0.0)
 
@@ -233,11 +354,11 @@ def test_nothing_is_chosen_without_a_positive(world: FakeWorld) -> None:
     val = _val(world)
     barren = QuerySet(val.queries, [replace(pool, relevance=(False,) * len(pool.doc_ids)) for pool in val.pools])
     with pytest.raises(ValueError, match="positive"):
-        choose_setting(RULES["base_grown"], _answer(val), barren, _scorer(world))
+        choose_setting(RULES["base_grown"], _source(val), barren, _scorer(world))
     answers = {name: _answer(val) for name in ("base", "sft", "rgrpo")}
     for queries in (barren, QuerySet([], [])):
         said = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
-        found = choose_on_val(said, queries, _scorer(world), _SURE)
+        found = choose_on_val(said, {"rgrpo": said["rgrpo"]}, queries, _scorer(world), _SURE)
         assert (found.settings, found.best_rule, found.best_rgrpo) == ({}, None, None)
         left_out = found.as_json([name for name in METHODS if name not in RULES])["left_out"]
         assert left_out == dict.fromkeys(RULES, NO_VAL)
@@ -367,6 +488,32 @@ def test_another_world_takes_over_what_the_main_run_chose(world: FakeWorld, repo
     assert found["behaviour"]["threshold"]["chosen"] == report["behaviour"]["threshold"]["chosen"]
     assert found.keys() == report.keys()
     assert load_results(other.evaluation_dir / "val_results.parquet") == []
+
+
+def test_another_world_ranks_kept_queries_by_the_weight_that_it_took_over(
+    world: FakeWorld, report: dict[str, Any]
+) -> None:
+    """The lender's numbers count, not what would have been chosen, so any number must show in the rows."""
+    path = world.workspace.evaluation_dir / "report.json"
+    with_positive = {pool.query_id for pool in world.pools if pool.has_positive}  # the others' scores never move
+    kept = {query.query_id for query in world.queries if query.question == "keep it"} & with_positive
+    assert kept
+    try:
+        for kept_weight in (0.0, 0.6):
+            changed = report["rules"]["rgrpo_fused"] | {"weight": 0.7, "kept_weight": kept_weight}
+            path.write_text(json.dumps(report | {"rules": report["rules"] | {"rgrpo_fused": changed}}))
+            other = _lend(world)
+            evaluate.run(PARAMS, other, null_run())
+            found = read_json(other.evaluation_dir / "report.json")["rules"]["rgrpo_fused"]
+            assert (found["weight"], found["kept_weight"]) == (0.7, kept_weight)
+            rows = load_results(other.evaluation_dir / "results.parquet")
+            fused = {row.query_id: row for row in rows if row.method == "rgrpo_fused"}
+            boxes = {fused[query_id].box for query_id in kept}
+            assert boxes == ({None} if kept_weight == 0.0 else {Box(0.5, 0.5, 0.8, 0.8)})
+            full = {row.query_id: row for row in rows if row.method == "full"}
+            assert all((fused[name].scores == full[name].scores) == (kept_weight == 0.0) for name in kept)
+    finally:
+        path.write_text(json.dumps(report))
 
 
 def test_choices_of_another_policy_are_refused(world: FakeWorld, tmp_path: Path) -> None:

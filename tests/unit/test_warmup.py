@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from pipeline.config import Params
+from pipeline.core.boxes import compute_iou
 from pipeline.errors import StageError
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.stages import warmup
-from pipeline.store import load_labels
+from pipeline.store import load_curves, load_labels
 from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
+from tests.conftest import SpokenLlava
 from tests.unit.planted import QUESTIONS, SEARCH, build_scorer
 
 
@@ -37,12 +39,39 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
         {
             "policy": {"path": str(tiny_llava_dir), "device": "cpu", "max_new_tokens": 8},
             "search": SEARCH.model_dump(),
-            "warmup": {"num_queries": 4, "epochs": 1, "batch_size": 2},
+            "warmup": {"num_queries": 4, "labels": "region_search", "epochs": 2, "batch_size": 4},
         }
     )
     figures = warmup.run(params, workspace, null_run())
     labels = load_labels(workspace.labels_dir / "labels.parquet")
-    assert len(labels) == figures["num_labels"] == 4
-    assert figures["label_region_rate"] == 1.0
+    assert (figures["num_queries"], figures["num_labels"], figures["label_region_rate"]) == (4, 8, 1.0)
+    assert labels[:4] == labels[4:]  # what a search finds is the same in every epoch
+    steps = load_curves(workspace.curve_path("warmup"))
+    assert max(point.step for point in steps) == 2  # each label once, four a step
     assert 0.0 <= figures["sft_format_rate"] <= 1.0
     load_policy(workspace.sft_dir, params.policy)
+
+
+def test_neighbourhoods_are_those_of_the_base_policy(
+    spoken_llava: SpokenLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels follow from parameters alone, and lie near the one box that this policy knows."""
+    monkeypatch.setattr(FrozenScorer, "load", lambda *_: build_scorer())
+    params = Params.model_validate(
+        {
+            "policy": {"path": str(spoken_llava.folder), "device": "cpu", "max_new_tokens": 12},
+            "warmup": {"num_queries": 4, "num_samples": 2, "num_neighbours": 6, "epochs": 3, "batch_size": 12},
+        }
+    )
+    found = []
+    for name in ("one", "two"):
+        workspace = Workspace.at(tmp_path / name)
+        figures = warmup.run(params, workspace, null_run())
+        found.append(load_labels(workspace.labels_dir / "labels.parquet"))
+        assert figures["num_labels"] == len(found[-1]) == 4 * 3
+        assert figures["num_crops_scored"] <= 4 * (1 + 2 + 6)
+    assert found[0] == found[1]
+    boxes = [label.box for label in found[0] if label.box is not None]
+    known = next(label.box for label in spoken_llava.labels if label.box is not None)
+    assert boxes
+    assert max(compute_iou(box, known) for box in boxes) > 0.4
