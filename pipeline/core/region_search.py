@@ -22,8 +22,8 @@ class Reshaping:
 
     Attributes:
         margin: that each side moves outwards, in parts of the box's width or height.
-        is_square: whether the shorter side, in pixels, is first grown to the longer one. An encoder squashes its input to
-            a square; what is square already keeps its shape.
+        is_square: whether the shorter side, in pixels, is first grown to the longer one. An encoder squashes its input
+            to a square; what is square already keeps its shape.
     """
 
     margin: float

@@ -1,14 +1,12 @@
 import math
-from collections import Counter
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import SearchParams
-from pipeline.core.region_search import build_grid, choose_label, draw_neighbours, refine_boxes, weigh_boxes
+from pipeline.core.region_search import RESHAPINGS, Reshaping, build_grid, choose_label, refine_boxes
 from pipeline.types import Box
 
 DEFAULTS = SearchParams()
@@ -141,90 +139,32 @@ def _boxes(draw):
     return Box(x0, y0, x1, y1)
 
 
-@given(box=_boxes(), seed=st.integers(0, 2**32), count=st.integers(0, 20))
-def test_neighbours_lie_near_their_box_and_in_the_picture(box, seed, count):
-    neighbours = draw_neighbours([box], np.random.default_rng(seed), count)
-    assert len(neighbours) == count
-    width, height = box.x1 - box.x0, box.y1 - box.y0
-    for near in neighbours:  # a Box lies in the picture and has an area, or it could not be built
-        outwards = [
-            *((box.x0 - near.x0) / width, (near.x1 - box.x1) / width),
-            *((box.y0 - near.y0) / height, (near.y1 - box.y1) / height),
-        ]
-        hair = 1e-15 / min(width, height)
-        assert all(-0.1 - hair <= move <= 0.4 + hair for move in outwards)
+_SIDES = st.integers(1, 4000)
 
 
-def test_sides_of_a_neighbour_move_by_themselves_over_the_whole_room():
-    box = Box(0.4, 0.3, 0.6, 0.7)
-    neighbours = draw_neighbours([box], np.random.default_rng(1), 4000)
-    moves = np.array([np.abs(np.subtract(near.as_tuple(), box.as_tuple())) for near in neighbours])
-    moves /= [0.2, 0.4, 0.2, 0.4]
-    signs = np.array([np.subtract(near.as_tuple(), box.as_tuple()) for near in neighbours]) * [-1, -1, 1, 1] > 0
-    outwards = np.where(signs, moves, -moves)
-    assert outwards.mean(axis=0) == pytest.approx(0.15, abs=0.01)
-    assert outwards.min(axis=0) == pytest.approx(-0.1, abs=0.01)
-    assert outwards.max(axis=0) == pytest.approx(0.4, abs=0.01)
-    off_diagonal = np.corrcoef(outwards.T)[~np.eye(4, dtype=bool)]
-    assert np.abs(off_diagonal).max() < 0.06
+@given(box=_boxes(), width_px=_SIDES, height_px=_SIDES, reshaping=st.sampled_from(RESHAPINGS))
+def test_a_reshaped_box_holds_the_box_and_stays_in_the_picture(box, width_px, height_px, reshaping):
+    crop = reshaping.apply(box, width_px, height_px)  # a Box lies in the picture, or it could not be built
+    hair = 1e-12
+    assert crop.x0 <= box.x0 + hair
+    assert crop.y0 <= box.y0 + hair
+    assert crop.x1 >= box.x1 - hair
+    assert crop.y1 >= box.y1 - hair
 
 
-@given(num_boxes=st.integers(1, 12), count=st.integers(0, 40))
-def test_neighbours_are_dealt_out_evenly(num_boxes, count):
-    # Boxes so far apart that a neighbour shows whose it is.
-    boxes = [Box(number / 12 + 0.03, 0.4, number / 12 + 0.05, 0.6) for number in range(num_boxes)]
-    neighbours = draw_neighbours(boxes, np.random.default_rng(3), count)
-    shares = Counter(int((near.x0 + near.x1) / 2 * 12) for near in neighbours)
-    assert sum(shares.values()) == count
-    assert max(shares.values(), default=0) - min((shares[number] for number in range(num_boxes)), default=0) <= 1
+def test_what_is_square_is_so_in_pixels():
+    crop = Reshaping(0.0, is_square=True).apply(Box(0.4, 0.3, 0.6, 0.7), 200, 100)
+    assert crop.as_tuple() == pytest.approx((0.4, 0.3, 0.6, 0.7))  # 40 x 40 px already
+    crop = Reshaping(0.1, is_square=True).apply(Box(0.4, 0.3, 0.6, 0.7), 100, 100)
+    assert crop.as_tuple() == pytest.approx((0.26, 0.26, 0.74, 0.74))
 
 
-def test_without_a_box_there_are_no_neighbours():
-    assert draw_neighbours([], np.random.default_rng(1), 5) == []
+def test_a_margin_is_of_the_boxs_own_sides():
+    crop = Reshaping(0.5, is_square=False).apply(Box(0.4, 0.4, 0.5, 0.6), 100, 100)
+    assert crop.as_tuple() == pytest.approx((0.35, 0.3, 0.55, 0.7))
 
 
-_REWARDS = st.lists(st.floats(-1.0, 5.0), min_size=1, max_size=30)
-
-
-@given(rewards=_REWARDS, temperature=st.floats(1e-3, 10.0))
-def test_shares_are_a_distribution_that_follows_the_rewards(rewards, temperature):
-    shares = weigh_boxes(rewards, temperature)
-    assert sum(shares) == pytest.approx(1.0)
-    assert all(0.0 <= share <= 1.0 for share in shares)
-    order = sorted(range(len(rewards)), key=rewards.__getitem__)
-    assert all(shares[low] <= shares[high] for low, high in pairwise(order))
-    assert np.dot(shares, rewards) >= np.mean(rewards) - 1e-9
-    shifted = weigh_boxes([reward + 2.0 for reward in rewards], temperature)
-    assert shifted == pytest.approx(shares, rel=1e-6, abs=1e-12)
-
-
-@given(rewards=_REWARDS, temperature=st.floats(0.05, 10.0))
-def test_temperature_is_the_difference_that_makes_a_box_e_times_as_frequent(rewards, temperature):
-    richer = weigh_boxes([rewards[0], rewards[0] + temperature], temperature)
-    assert richer[1] / richer[0] == pytest.approx(math.e)
-    cooler = weigh_boxes(rewards, temperature / 2)
-    assert np.dot(cooler, rewards) >= np.dot(weigh_boxes(rewards, temperature), rewards) - 1e-9
-
-
-@given(rewards=_REWARDS, other=st.data(), temperature=st.floats(0.05, 5.0))
-def test_no_other_shares_trade_reward_against_evenness_better(rewards, other, temperature):
-    def objective(shares):
-        entropy = -sum(share * math.log(share) for share in shares if share > 0.0)
-        return (
-            float(np.dot(shares, rewards)) + temperature * entropy
-        )  # minus temperature KL to even shares, plus a constant
-
-    raw = other.draw(st.lists(st.floats(0.01, 1.0), min_size=len(rewards), max_size=len(rewards)))
-    assert objective(weigh_boxes(rewards, temperature)) >= objective([value / sum(raw) for value in raw]) - 1e-9
-
-
-def test_no_temperature_is_too_low_to_be_computed():
-    assert weigh_boxes([5.0, -1.0, 5.0], 1e-300) == [0.5, 0.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("rewards", "temperature"), [([], 1.0), ([math.nan], 1.0), ([math.inf, 0.0], 1.0), ([1.0], 0.0), ([1.0], math.nan)]
-)
-def test_what_cannot_be_weighed_is_refused(rewards, temperature):
-    with pytest.raises(ValueError, match=r"rewards|temperature"):
-        weigh_boxes(rewards, temperature)
+def test_the_first_reshaping_leaves_a_box_as_it_is():
+    box = Box(0.1, 0.2, 0.5, 0.4)
+    assert RESHAPINGS[0].apply(box, 30, 40) == box
+    assert len(set(RESHAPINGS)) == len(RESHAPINGS)

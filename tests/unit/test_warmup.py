@@ -60,7 +60,7 @@ def test_neighbourhoods_are_those_of_the_base_policy(
     params = Params.model_validate(
         {
             "policy": {"path": str(spoken_llava.folder), "device": "cpu", "max_new_tokens": 12},
-            "warmup": {"num_queries": 4, "num_samples": 2, "num_neighbours": 6, "epochs": 3, "batch_size": 12},
+            "warmup": {"num_queries": 4, "num_samples": 2, "epochs": 3, "batch_size": 12},
         }
     )
     found = []
@@ -68,8 +68,8 @@ def test_neighbourhoods_are_those_of_the_base_policy(
         workspace = Workspace.at(tmp_path / name)
         figures = warmup.run(params, workspace, null_run())
         found.append(load_labels(workspace.labels_dir / "labels.parquet"))
-        assert figures["num_labels"] == len(found[-1]) == 4 * 3
-        assert figures["num_crops_scored"] <= 4 * (1 + 2 + 6)
+        assert figures["num_labels"] == len(found[-1]) == 4
+        assert figures["num_crops_scored"] <= 4 * (len(RESHAPINGS) + 3)
     assert found[0] == found[1]
     boxes = [label.box for label in found[0] if label.box is not None]
     known = next(label.box for label in spoken_llava.labels if label.box is not None)
