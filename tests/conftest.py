@@ -24,10 +24,6 @@ def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llava(tmp_path_factory.mktemp("tiny_llava"))
 
 
-NUM_EPOCHS = 120
-"""How often the answers are taught that a tiny LLaVA learns by heart; each epoch is one step."""
-
-
 class SpokenLlava:
     """A tiny LLaVA that has learned eight answers by heart, and what was said while it learned."""
 
@@ -47,9 +43,9 @@ class SpokenLlava:
         policy = load_policy(base_dir, PolicyParams(device="cpu"))
         self.curve = train_sft(
             policy,
-            [SftExample(label, self.questions[label.query_id]) for label in self.labels] * NUM_EPOCHS,
+            [SftExample(label, self.questions[label.query_id]) for label in self.labels],
             self.load_image,
-            WarmupParams(learning_rate=3e-3, batch_size=len(self.labels)),
+            WarmupParams(epochs=120, learning_rate=3e-3, batch_size=8),
             seed=1,
             log=lambda figures, step: self.logged.append((dict(figures), step)),
             scratch_dir=folder / "scratch",

@@ -76,7 +76,7 @@ class Trained:
             self.policy,
             [SftExample(label, _QUESTIONS[label.query_id]) for label in labels],
             self.scorer.load_image,
-            WarmupParams(learning_rate=1e-3, batch_size=2, warmup_steps=0),
+            WarmupParams(epochs=1, learning_rate=1e-3, batch_size=2, warmup_steps=0),
             seed=1,
             log=lambda *_: None,
             scratch_dir=folder / "scratch",

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from pipeline.config import Params
-from pipeline.core.boxes import compute_iou
 from pipeline.errors import StageError
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.stages import warmup
-from pipeline.store import load_curves, load_labels
+from pipeline.store import load_labels
 from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
-from tests.conftest import SpokenLlava
 from tests.unit.planted import QUESTIONS, SEARCH, build_scorer
 
 
@@ -39,15 +37,13 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
         {
             "policy": {"path": str(tiny_llava_dir), "device": "cpu", "max_new_tokens": 8},
             "search": SEARCH.model_dump(),
-            "warmup": {"num_queries": 4, "labels": "region_search", "epochs": 2, "batch_size": 4},
+            "warmup": {"num_queries": 4, "epochs": 1, "batch_size": 2},
         }
     )
     figures = warmup.run(params, workspace, null_run())
     labels = load_labels(workspace.labels_dir / "labels.parquet")
-    assert (figures["num_queries"], figures["num_labels"], figures["label_region_rate"]) == (4, 8, 1.0)
-    assert labels[:4] == labels[4:]  # what a search finds is the same in every epoch
-    steps = load_curves(workspace.curve_path("warmup"))
-    assert max(point.step for point in steps) == 2  # each label once, four a step
+    assert len(labels) == figures["num_labels"] == 4
+    assert figures["label_region_rate"] == 1.0
     assert 0.0 <= figures["sft_format_rate"] <= 1.0
     load_policy(workspace.sft_dir, params.policy)
 
