@@ -63,8 +63,8 @@ _DECISION = (
         "decision_loss",
         "Loss of the decision",
         "nats a query",
-        "Cross-entropy of REGION and FULL with what is wanted, and the weighted KL. Its floor is the entropy of "
-        "what is wanted.",
+        "Cross-entropy of REGION and FULL with what is wanted, and the weighted KL; never below the entropy of what "
+        "is wanted.",
     ),
     _Curve(
         "decision_kl",

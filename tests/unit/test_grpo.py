@@ -19,6 +19,7 @@ from pipeline.core.advantage import FULL, MALFORMED, REGION
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
 from pipeline.demo.tiny_llava import ASSISTANT
+from pipeline.learn import grpo
 from pipeline.learn.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
 from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.scorer import FrozenScorer
@@ -405,7 +406,7 @@ def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: 
     training = Training(policy, spoken_llava, scorer, params, tmp_path)
     (batch,) = training.batches
     wanted = np.mean([p_of[query_id] for query_id in batch["query_id"]])
-    assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-5)
+    assert training.logged[1]["p_region"] == pytest.approx(wanted, abs=1e-4)
     # So is the reference's, which still says the same; and TRL's estimate leaves the openings out though the pass of
     # the loss has its dropout.
     assert training.logged[1]["decision_kl"] == pytest.approx(0.0, abs=1e-6)
@@ -477,6 +478,29 @@ def test_the_decisions_gradient_does_not_depend_on_the_number_of_forced_rows(
             torch.testing.assert_close(other[name], grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*able:FutureWarning")  # trl 1.16 asks by the old names
+def test_activations_computed_again_give_the_same_step(
+    spoken_llava: SpokenLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = [_CROP] * 3 + [FULL_ANSWER] * 5
+    kept = Step(spoken_llava, tmp_path / "kept", {"beta": 0.5}, says)
+    build = grpo._build_config
+
+    def checkpoint(*arguments: Any) -> Any:
+        config = build(*arguments)
+        config.activation_checkpointing = config.gradient_checkpointing = True
+        return config
+
+    monkeypatch.setattr(grpo, "_build_config", checkpoint)
+    again = Step(spoken_llava, tmp_path / "again", {"beta": 0.5}, says)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in again.training.policy.model.modules())
+    assert again.training.logged[1]["p_region"] == kept.training.logged[1]["p_region"]
+    assert again.training.logged[1]["decision_kl"] == kept.training.logged[1]["decision_kl"]
+    assert again.loss == pytest.approx(kept.loss, abs=1e-5)
+    for name, grad in kept.gradient.items():
+        torch.testing.assert_close(again.gradient[name], grad, atol=1e-3, rtol=1e-3, msg=name)
+
+
 # -- TRL --------------------------------------------------------------------------------------------------------
 
 
@@ -531,7 +555,7 @@ def test_balanced_groups_recover_from_collapse_and_stock_groups_do_not(
         _collapse(policy, policy.full_ids[0], policy.region_ids[0], 10.0)
         assert _ask_p_region(policy, spoken_llava) < 0.01
         scorer = _plant(spoken_llava, baseline=10, crop=1)
-        params = _params(max_steps=30, **changes)
+        params = _params(max_steps=45, **changes)
         Training(policy, spoken_llava, scorer, params, tmp_path / name)
         found[name] = _ask_p_region(policy, spoken_llava)
     assert found["balanced"] > 0.15
