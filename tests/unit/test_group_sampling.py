@@ -148,7 +148,7 @@ def _counted_tokens(policy: Policy) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("family", ["llava", "smolvlm", "idefics3"])
+@pytest.mark.parametrize("family", list(BUILDERS))
 def test_each_prompt_goes_through_the_model_once(family: str, tmp_path: Path) -> None:
     policy = _build(family, tmp_path)
     openings = _plan(policy)
