@@ -43,9 +43,9 @@ class SpokenLlava:
         policy = load_policy(base_dir, PolicyParams(device="cpu"))
         self.curve = train_sft(
             policy,
-            [SftExample(label, self.questions[label.query_id]) for label in self.labels] * 120,
+            [SftExample(label, self.questions[label.query_id]) for label in self.labels],
             self.load_image,
-            WarmupParams(learning_rate=3e-3, batch_size=8),
+            WarmupParams(epochs=120, learning_rate=3e-3, batch_size=8),
             seed=1,
             log=lambda figures, step: self.logged.append((dict(figures), step)),
             scratch_dir=folder / "scratch",

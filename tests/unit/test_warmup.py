@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import Params
+from pipeline.core.boxes import compute_iou
+from pipeline.core.region_search import RESHAPINGS
 from pipeline.errors import StageError
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
@@ -15,6 +17,7 @@ from pipeline.stages import warmup
 from pipeline.store import load_labels
 from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
+from tests.conftest import SpokenLlava
 from tests.unit.planted import QUESTIONS, SEARCH, build_scorer
 
 
@@ -37,7 +40,7 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
         {
             "policy": {"path": str(tiny_llava_dir), "device": "cpu", "max_new_tokens": 8},
             "search": SEARCH.model_dump(),
-            "warmup": {"num_queries": 4, "epochs": 1, "batch_size": 2},
+            "warmup": {"num_queries": 4, "labels": "region_search", "epochs": 1, "batch_size": 2},
         }
     )
     figures = warmup.run(params, workspace, null_run())
