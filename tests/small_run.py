@@ -17,7 +17,7 @@ _SECTIONS: Final[dict[str, dict[str, Any]]] = {
     "retrieve": {"pool_size": 6},
     "policy": {"max_new_tokens": 8, "device": "cpu"},
     "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
-    "warmup": {"num_queries": 8, "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
+    "warmup": {"num_queries": 8, "labels": "region_search", "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
     "train": {
         "max_steps": 2,
         "queries_per_step": 2,
