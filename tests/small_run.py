@@ -17,6 +17,7 @@ _SECTIONS: Final[dict[str, dict[str, Any]]] = {
     "retrieve": {"pool_size": 6},
     "policy": {"max_new_tokens": 8, "device": "cpu"},
     "search": {"scales": [0.5], "stride": 0.5, "min_gain": 0.0},
+    # A random policy names no region, so there is nothing near what it says.
     "warmup": {"num_queries": 8, "labels": "region_search", "epochs": 4, "learning_rate": 3e-3, "batch_size": 4},
     "train": {
         "max_steps": 2,

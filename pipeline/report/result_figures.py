@@ -108,17 +108,19 @@ def _describe_choice(threshold: Mapping[str, Any]) -> str:
     chosen, evidence = threshold["chosen"], threshold["val"]
     if chosen is None:
         return "no val query has a positive in its pool, so no threshold is chosen"
+    harm = threshold["test"]["harm_rate"]
+    on_test = f"on test it harms {format_mean(harm, 'share')} of the queries"
+    if evidence is None:  # another world has no val of its own
+        return f"taken over from the run whose policies these are: {chosen:.4g} (dashed); {on_test}"
     confidence = f"{100 * (1.0 - threshold['harm_level']):g} %"
     if chosen > 1.0:
         return (
             f"no threshold that crops is shown by {evidence['num_pictures']:,} val pictures, at {confidence} "
             "confidence, to keep it and to rank more answers first: never crop"
         )
-    harm = threshold["test"]["harm_rate"]
     return (
         f"chosen on val: {chosen:.4g} (dashed), which harms {evidence['num_harmed']:,} of {evidence['num_pictures']:,} "
-        f"val pictures, so at most {100 * evidence['upper_limit']:.2g} % of all at {confidence} confidence; on test it "
-        f"harms {format_mean(harm, 'share')} of the queries"
+        f"val pictures, so at most {100 * evidence['upper_limit']:.2g} % of all at {confidence} confidence; {on_test}"
     )
 
 

@@ -357,8 +357,9 @@ def test_nothing_is_chosen_without_a_positive(world: FakeWorld) -> None:
     answers = {name: _answer(val) for name in ("base", "sft", "rgrpo")}
     for queries in (barren, QuerySet([], [])):
         said = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
-        sure = Bootstrap(PARAMS.evaluate, 7, queries.queries)
-        found = choose_on_val(said, {"rgrpo": said["rgrpo"]}, queries, _scorer(world), sure)
+        found = choose_on_val(
+            said, {"rgrpo": said["rgrpo"]}, queries, _scorer(world), Bootstrap(PARAMS.evaluate, 7, queries.queries)
+        )
         assert (found.settings, found.best_rule, found.best_rgrpo) == ({}, None, None)
         left_out = found.as_json([name for name in METHODS if name not in RULES])["left_out"]
         assert left_out == dict.fromkeys(RULES, NO_VAL)
