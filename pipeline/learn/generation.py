@@ -72,16 +72,13 @@ class GenerationSettings:
         """Return settings that draw each token from the whole distribution."""
         return cls(max_new_tokens, do_sample=True, temperature=temperature, tokens=tokens)
 
-    def build_config(self, num_answers: int = 1) -> GenerationConfig:
+    def build_config(self) -> GenerationConfig:
         """Return the settings as transformers' `generate` takes them.
 
         What this leaves open is filled from the model's own configuration, which `forget_generation_config` emptied.
-
-        Args:
-            num_answers: rows that each prompt becomes.
         """
         # Compiled decoding is switched off as in TRL's trainer.
-        return GenerationConfig(**self._list_arguments(), num_return_sequences=num_answers, disable_compile=True)
+        return GenerationConfig(**self._list_arguments(), disable_compile=True)
 
     def list_trl_arguments(self) -> dict[str, Any]:
         """Return the settings as arguments of TRL's GRPOConfig.

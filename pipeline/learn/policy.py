@@ -5,7 +5,7 @@ Shapes: N queries, B rows of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from pipeline.learn.model_folder import check_model_folder, compute_model_digest
 from pipeline.learn.openings import FirstTokenProbability, ForcedOpenings
 from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
 from pipeline.learn.seeded_draws import SeededDraws
+from pipeline.learn.shared_prompts import select_pictures, start_from_prompts
 from pipeline.progress import Advance
 from pipeline.types import Box, Crop, Decision
 
@@ -248,11 +249,13 @@ class Policy:
             text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
         ).to(self.model.device)
         num_prompt_tokens = inputs["input_ids"].shape[1]
+        if num_samples > 1:
+            inputs = start_from_prompts(self.model, _repeat_rows(inputs, num_samples))
         p_region = FirstTokenProbability(self.region_ids[0], num_prompt_tokens)
         forced = [ForcedOpenings([self.region_ids] * len(frames), num_prompt_tokens)] if force_region else []
         sequences = self.model.generate(
             **inputs,
-            generation_config=settings.build_config(num_samples),
+            generation_config=settings.build_config(),
             # The draws come last: they pick from what the other processors leave.
             logits_processor=LogitsProcessorList([p_region, *forced, *([] if draws is None else [draws])]),
             stopping_criteria=StoppingCriteriaList(
@@ -265,6 +268,14 @@ class Policy:
             PolicyAnswer(parse_completion(text, frame), text, p)
             for text, frame, p in zip(texts, frames, p_region.p_B.tolist(), strict=True)
         ]
+
+
+def _repeat_rows(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """Return a processor's output with every row and its picture `times` over, one after another."""
+    ids_BP = inputs["input_ids"]
+    rows = [row for row in range(len(ids_BP)) for _ in range(times)]
+    pictures = select_pictures(inputs, rows, ids_BP.shape[1])
+    return {"input_ids": ids_BP[rows], "attention_mask": inputs["attention_mask"][rows], **pictures}
 
 
 def build_messages(question: str, params: PolicyParams) -> list[Message]:

@@ -191,7 +191,7 @@ def test_generation_from_shared_prompts_says_the_same(scored: Scored, prompts_se
         "input_ids": batch.prompt_ids,
         "attention_mask": batch.prompt_mask,
         **select_pictures(batch.fields, range(len(_ROWS)), batch.prompt_ids.shape[1]),
-        "generation_config": settings.build_config(1),
+        "generation_config": settings.build_config(),
     }
     asked["pixel_values"] = asked["pixel_values"].double()
     told = {"output_logits": True, "return_dict_in_generate": True}
