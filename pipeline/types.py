@@ -153,8 +153,8 @@ class RegionLabel:
     Attributes:
         query_id: the query.
         box: the crop; None is FULL.
-        gain: reward over that of the full image: of the label's box, or where FULL is the label of the boxes it won
-            against (the best of a search, the mean of a neighbourhood; 0 where there was none).
+        gain: reward over that of the full image: of the label's box, or where FULL is the label of the box it won
+            against; 0 where there was none.
     """
 
     query_id: str

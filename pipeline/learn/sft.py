@@ -1,4 +1,4 @@
-"""SFT warm-up: the policy learns to speak the labels that region search found, through TRL's SFTTrainer."""
+"""SFT warm-up: the policy learns to speak the labels that the frozen scorer gave, through TRL's SFTTrainer."""
 
 from __future__ import annotations
 
