@@ -295,6 +295,9 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             # Free rows need not carry the decision: what they open with, forced rows open with too, or it is no arm's
             # canonical opening, of which alone the loss knows the probability.
             opening_BG = spread_over_rows(decision.weight_BA, np.broadcast_to(self._plan.list_codes(), codes_BG.shape))
+            # TRL takes the mean over all tokens, in which one decision weighs the less the longer answers are. Times
+            # the mean length of an answer, it is a mean over decisions.
+            opening_BG *= float(output["num_items_in_batch"]) / codes_BG.size
             box_BG = compute_box_advantages(rewards_BG, codes_BG)
             output["opening_mask"] = opening_BT
         else:
