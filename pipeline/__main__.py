@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.environment import run_to_exit_code
+from pipeline.environment import limit_threads, run_to_exit_code
 from pipeline.errors import ConfigError
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
@@ -42,6 +42,7 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
     params = load_params(params_path)
+    limit_threads(params.threads)
     workspace = Workspace.at(root)
     from pipeline.store import write_json
     from pipeline.tracking import stage_run

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import DataParams, Params, SourceName, load_params
-from pipeline.environment import prepare_process
+from pipeline.environment import limit_threads, prepare_process
 from pipeline.errors import ConfigError, RegionR1Error, StageError, write_on_one_line
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
@@ -262,6 +262,7 @@ def evaluate_world(
 ) -> None:
     """Evaluate the trained policies on another world; nothing is trained again."""
     params = load_params(params_path)
+    limit_threads(params.threads)
     workspace = _world_workspace(Path.cwd(), seed)
     # No val queries: what val chose in the main run is taken over, nothing is chosen by another world.
     _draw_world(params, seed, workspace.data_dir, num_train=WORLD_NUM_TRAIN, num_val=0)

@@ -311,6 +311,7 @@ class Params(_Section):
     """All parameters of a run; the sections are what dvc.yaml's stages depend on."""
 
     seed: int = 7
+    threads: PositiveInt = Field(default=1, description="a stage's threads on the CPU; last digits depend on it")
     data: DataParams = DataParams()
     demo: DemoParams = DemoParams()
     scorer: ScorerParams = ScorerParams()

@@ -25,6 +25,7 @@ TELEMETRY_OFF: Final = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
 }
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _LOCAL_MODELS: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -34,6 +35,14 @@ def prepare_process() -> None:
     os.environ.update(_LOCAL_MODELS)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+def limit_threads(num_threads: int) -> None:
+    """Let libraries compute on so many threads, whatever the machine has; they read it when they are first imported.
+
+    The order of a sum follows from it, and training magnifies last digits: it is a parameter, so that a result is one.
+    """
+    os.environ.update(dict.fromkeys(_THREADS, str(num_threads)))
 
 
 def run_to_exit_code(work: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.ablation.arms import ARMS, apply_arm, find_arm
 from pipeline.config import load_params
-from pipeline.environment import run_to_exit_code
+from pipeline.environment import limit_threads, run_to_exit_code
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger("pipeline")
@@ -37,6 +37,7 @@ def run_named_arm(name: str, params_path: Path, root: Path) -> None:
     """
     arm = find_arm(name)
     params = load_params(params_path)
+    limit_threads(params.threads)
     own = apply_arm(arm, params, params.seed)
     from pipeline.ablation.run import run_arm
     from pipeline.tracking import stage_run

@@ -13,7 +13,7 @@ from pipeline.store import read_json
 from pipeline.workspace import Workspace
 
 METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "malformed_rate")
-SECTIONS = ("ablation", "data", "policy", "reward", "scorer", "seed", "train")
+SECTIONS = ("ablation", "data", "policy", "reward", "scorer", "seed", "threads", "train")
 """Sections of params.yaml that an arm depends on; ablation/dvc.yaml names the same."""
 
 

@@ -23,7 +23,7 @@ from pipeline.tracking import StageRun
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
 
-_SECTIONS: Final = {"seed", "scorer", "policy", "reward", "train"}
+_SECTIONS: Final = {"seed", "threads", "scorer", "policy", "reward", "train"}
 _CODE: Final = ("core", "learn")
 _PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
 
