@@ -212,16 +212,16 @@ class RewardParams(_Section):
 class TrainParams(_Section):
     """r-GRPO (paper section 3): decision-balanced groups, factorised advantages, KL to the SFT policy."""
 
-    max_steps: PositiveInt = 140
-    queries_per_step: PositiveInt = 16
+    max_steps: PositiveInt = 300
+    queries_per_step: PositiveInt = 8
     group_size: Annotated[int, Field(ge=2)] = 8
-    num_region: Annotated[int, Field(ge=0)] = Field(default=4, description="rows of a group forced to REGION")
+    num_region: Annotated[int, Field(ge=0)] = Field(default=6, description="rows of a group forced to REGION")
     num_full: Annotated[int, Field(ge=0)] = Field(default=1, description="rows of a group forced to FULL")
     factorised: bool = Field(default=True, description="decision and box tokens carry advantages of their own")
     decision_temperature: PositiveFloat = Field(
         default=0.25, description="difference in reward at which the better decision is wanted with odds of e to 1"
     )
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = 5e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     beta: Annotated[float, Field(ge=0.0)] = Field(default=0.04, description="weight of the KL to the SFT policy")
     temperature: PositiveFloat = 1.0
@@ -280,7 +280,7 @@ class AblationParams(_Section):
     """
 
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (7, 8, 9)
-    max_steps: PositiveInt = Field(default=30, description="r-GRPO steps of every arm, in place of train.max_steps")
+    max_steps: PositiveInt = Field(default=60, description="r-GRPO steps of every arm, in place of train.max_steps")
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> AblationParams:

@@ -96,7 +96,7 @@ ARMS: Final[Mapping[str, Arm]] = MappingProxyType(
             Arm(name="no_sft", start="base"),
             Arm(name="no_kl", overrides={"train.beta": 0.0}),
             Arm(name="group_4", overrides={"train.group_size": 4, "train.num_region": 2, "train.num_full": 1}),
-            Arm(name="group_16", overrides={"train.group_size": 16, "train.num_region": 8, "train.num_full": 4}),
+            Arm(name="group_16", overrides={"train.group_size": 16, "train.num_region": 14, "train.num_full": 1}),
             Arm(name="collapsed_stock", overrides=_STOCK, start="collapsed", step_factor=3),
             Arm(name="collapsed_balanced", start="collapsed", step_factor=3),
         )

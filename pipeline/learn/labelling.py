@@ -18,7 +18,7 @@ from pipeline.core.seeds import derive_seed
 from pipeline.errors import StageError
 from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
-from pipeline.progress import Advance
+from pipeline.progress import Advance, track
 from pipeline.types import Box, Crop, KeepFull, RegionLabel
 
 _CHUNK: Final = 64
@@ -130,13 +130,15 @@ def choose_reshaping(scorer: FrozenScorer, own: Mapping[str, Box], reward: Rewar
         reward: what a view is worth.
     """
 
-    def measure(reshaping: Reshaping) -> float:
-        rewards = _score_boxes(scorer, list(own), _reshape_all(scorer, own, reshaping), reward)
-        return float(np.mean([earned for (earned,) in rewards]))
-
     if not own:
         raise StageError("the base policy names no region; set warmup.labels to region_search")
-    return max(RESHAPINGS, key=measure)
+    means = []
+    with track("warmup: reshapings tried", len(RESHAPINGS)) as advance:
+        for reshaping in RESHAPINGS:
+            rewards = _score_boxes(scorer, list(own), _reshape_all(scorer, own, reshaping), reward)
+            means.append(float(np.mean([earned for (earned,) in rewards])))
+            advance(1)
+    return RESHAPINGS[int(np.argmax(means))]  # of equals the first, which changes a box the least
 
 
 def _reshape_all(scorer: FrozenScorer, boxes: Mapping[str, Box], reshaping: Reshaping) -> list[list[Box]]:
