@@ -435,8 +435,8 @@ class Step:
             loss = compute_loss(trainer, model, inputs)
             names, weights = zip(*model.named_parameters(), strict=True)
             grads = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            count = inputs["num_items_in_batch"]
-            self.gradient = {name: grad * count for name, grad in zip(names, grads, strict=True) if grad is not None}
+            num_rows = len(inputs["completion_ids"])  # the decision's loss is a mean over groups, not over tokens
+            self.gradient = {name: grad * num_rows for name, grad in zip(names, grads, strict=True) if grad is not None}
             self.loss = loss.item()
             return loss
 
@@ -464,7 +464,7 @@ def test_trls_kl_is_left_to_stock_groups(spoken_llava: SpokenLlava, tmp_path: Pa
     assert Step(spoken_llava, tmp_path, changes, [_CROP] * 8).loss > 1e-3
 
 
-def test_the_decisions_gradient_does_not_depend_on_the_number_of_forced_rows(
+def test_the_decisions_gradient_depends_neither_on_the_number_of_forced_rows_nor_on_their_length(
     spoken_llava: SpokenLlava, tmp_path: Path
 ) -> None:
     found = []
@@ -500,7 +500,7 @@ def test_activations_computed_again_give_the_same_step(
     assert again.training.logged[1]["decision_kl"] == kept.training.logged[1]["decision_kl"]
     assert again.loss == pytest.approx(kept.loss, abs=1e-5)
     for name, grad in kept.gradient.items():
-        torch.testing.assert_close(again.gradient[name], grad, atol=1e-3, rtol=1e-3, msg=name)
+        torch.testing.assert_close(again.gradient[name], grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
 # -- TRL --------------------------------------------------------------------------------------------------------
