@@ -129,7 +129,6 @@ def choose_reshaping(scorer: FrozenScorer, own: Mapping[str, Box], reward: Rewar
         own: query id -> the policy's box.
         reward: what a view is worth.
     """
-
     if not own:
         raise StageError("the base policy names no region; set warmup.labels to region_search")
     means = []
