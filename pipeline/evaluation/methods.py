@@ -35,7 +35,7 @@ from pipeline.progress import track
 from pipeline.types import Box, Crop, Decision, KeepFull, Outcome, Pool, Query
 
 METHODS = (
-    "full", "centre", "random", "base", "base_grown", "base_grown_or_full", "base_grown_fused",
+    "full", "centre", "random", "base", "base_grown", "base_squared", "base_grown_or_full", "base_grown_fused",
     "sft", "rgrpo", "rgrpo_fused", "rgrpo_blind", "perfect", "oracle",
 )  # fmt: skip
 CENTRE_BOX = Box(0.25, 0.25, 0.75, 0.75)

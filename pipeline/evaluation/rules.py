@@ -1,6 +1,7 @@
 """Rules that nobody trained, and that a training must therefore beat: a few lines on top of boxes that exist.
 
 base_grown           the base policy's box, grown by a margin on every side.
+base_squared         that box made square in pixels first, since an encoder squashes its input to a square.
 base_grown_or_full   that crop, or the full image where the scorer is no surer of the crop: it must lead its second
                      candidate by more than a multiple of the full image's lead. No label is read.
 base_grown_fused     the weighted mean of both views' scores: weight * crop + (1 - weight) * full.
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pipeline.core.boxes import grow_box
+from pipeline.core.region_search import Reshaping
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
 from pipeline.evaluation.rows import FusedView, Ranked, box_of
 from pipeline.evaluation.selection import compute_gap
@@ -40,15 +41,22 @@ class Setting:
 
     Attributes:
         margin: that the box grows by on every side, in parts of its width or height.
+        is_square: whether its shorter side, in pixels, first grows to the longer one.
         gap_ratio: crop only where the crop's lead exceeds the full image's this many times.
         weight: of the crop's scores in the mean of both, where the policy crops.
         kept_weight: of its region's scores in the mean of both, where the policy keeps the full image.
     """
 
     margin: float = 0.0
+    is_square: bool = False
     gap_ratio: float | None = None
     weight: float | None = None
     kept_weight: float | None = None
+
+    @property
+    def reshaping(self) -> Reshaping:
+        """How the region lies around the policy's box."""
+        return Reshaping(self.margin, self.is_square)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class ChosenSetting:
 
 RULES: Final[Mapping[str, Rule]] = {
     "base_grown": Rule("base", tuple(Setting(margin=margin) for margin in MARGINS)),
+    "base_squared": Rule("base", tuple(Setting(margin=margin, is_square=True) for margin in MARGINS)),
     "base_grown_or_full": Rule(
         "base", tuple(Setting(margin=margin, gap_ratio=ratio) for margin in MARGINS for ratio in GAP_RATIOS)
     ),
@@ -135,24 +144,27 @@ def choose_setting(rule: Rule, source: Source, val: QuerySet, scorer: Scorer) ->
     """
     if not any(pool.has_positive for pool in val.pools):
         raise ValueError("no pool holds a positive: there is nothing to choose a setting by")
-    margins = dict.fromkeys(setting.margin for setting in rule.settings)
-    looks = {margin: take_looks(source, margin, val, scorer) for margin in margins}
-    tried = [_measure(setting, looks[setting.margin], val.pools) for setting in rule.settings]
+    shapes = dict.fromkeys(setting.reshaping for setting in rule.settings)
+    looks = {reshaping: take_looks(source, reshaping, val, scorer) for reshaping in shapes}
+    tried = [_measure(setting, looks[setting.reshaping], val.pools) for setting in rule.settings]
     # `max` keeps the first of equals, which is the one that the rule's order prefers.
     return max(tried, key=lambda found: (found.cond_recall_at_1, -found.harm_rate))
 
 
 def rank_by_rule(setting: Setting, source: Source, queries: QuerySet, scorer: Scorer) -> list[Ranked]:
     """Return what the rule makes of each query."""
-    looks = take_looks(source, setting.margin, queries, scorer)
+    looks = take_looks(source, setting.reshaping, queries, scorer)
     return [apply_rule(setting, look, pool) for look, pool in zip(looks, queries.pools, strict=True)]
 
 
-def take_looks(source: Source, margin: float, queries: QuerySet, scorer: Scorer) -> list[Look]:
-    """Return each query's answer, its region grown, and how both views rank its pool."""
+def take_looks(source: Source, reshaping: Reshaping, queries: QuerySet, scorer: Scorer) -> list[Look]:
+    """Return each query's answer, its region reshaped, and how both views rank its pool."""
+    boxes = [
+        box_of(greedy[0]) or box_of(forced[0]) for greedy, forced in zip(source.greedy, source.forced, strict=True)
+    ]
     regions = [
-        _grow(box_of(greedy[0]) or box_of(forced[0]), margin)
-        for greedy, forced in zip(source.greedy, source.forced, strict=True)
+        None if box is None else reshaping.apply(box, query.width_px, query.height_px)
+        for box, query in zip(boxes, queries.queries, strict=True)
     ]
     ids = [query.query_id for query in queries.queries]
     named = [(query_id, region) for query_id, region in zip(ids, regions, strict=True) if region is not None]
@@ -182,10 +194,6 @@ def _fuse(weight: float, crop: View, full: View, pool: Pool) -> FusedView:
     # Cosines of one encoder share their scale, so their mean needs no normalisation first. In float64, like all ranks.
     scores_K = weight * crop.scores_K.astype("float64") + (1.0 - weight) * full.scores_K.astype("float64")
     return FusedView.of(scores_K, pool)
-
-
-def _grow(region: Box | None, margin: float) -> Box | None:
-    return None if region is None else grow_box(region, margin)
 
 
 def _measure(setting: Setting, looks: Sequence[Look], pools: Sequence[Pool]) -> ChosenSetting:

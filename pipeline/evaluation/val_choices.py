@@ -22,7 +22,7 @@ from pipeline.types import QueryResult
 
 # Untrained methods, any of which the trained policy must beat. Of equals the least harmful is named, then the first: a
 # rule before what it stands on.
-UNTRAINED: Final = ("base_grown", "base_grown_or_full", "base_grown_fused", "base", "full")
+UNTRAINED: Final = ("base_grown", "base_squared", "base_grown_or_full", "base_grown_fused", "base", "full")
 # What is deployed needs no second pass over the scores unless that pays, so of equals it is the plain policy.
 TRAINED: Final = ("rgrpo", "rgrpo_fused")
 NO_VAL: Final = "no val query has a positive in its pool, and nothing is chosen on test"

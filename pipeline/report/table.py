@@ -17,6 +17,7 @@ METHOD_LABELS: Mapping[str, str] = {
     "random": "random crop",
     "base": "base VLM",
     "base_grown": "base, grown",
+    "base_squared": "base, squared",
     "base_grown_or_full": "base, grown/full",
     "base_grown_fused": "base, fused",
     "sft": "SFT",
@@ -29,7 +30,7 @@ METHOD_LABELS: Mapping[str, str] = {
 
 METHOD_GROUPS = (
     ("full", "centre", "random"),
-    ("base", "base_grown", "base_grown_or_full", "base_grown_fused"),
+    ("base", "base_grown", "base_squared", "base_grown_or_full", "base_grown_fused"),
     ("sft", "rgrpo", "rgrpo_fused", "rgrpo_blind"),
     ("perfect", "oracle"),
 )
@@ -41,6 +42,7 @@ METHOD_NOTES: Mapping[str, str] = {
     "random": "one seeded random crop a query",
     "base": "the vision-language model before any training here",
     "base_grown": "rule: its box, grown on every side",
+    "base_squared": "rule: its box made square in pixels, then grown",
     "base_grown_or_full": "rule: that crop, or the full image where the scorer is surer of that; no label is read",
     "base_grown_fused": "rule: weighted mean of the scores of that crop and of the full image",
     "sft": "after warm-up on labels of the frozen scorer",
@@ -102,13 +104,15 @@ def name_pair(pair: str, report: Mapping[str, Any]) -> tuple[str, str]:
 def describe_setting(chosen: Mapping[str, Any]) -> str:
     """Return a rule's numbers in words.
 
-    >>> describe_setting({"margin": 0.1, "gap_ratio": None, "weight": 0.6, "kept_weight": None})
+    >>> describe_setting({"margin": 0.1, "is_square": False, "gap_ratio": None, "weight": 0.6, "kept_weight": None})
     'box grown by 10 % a side; scores 60 % crop, 40 % full image'
-    >>> describe_setting({"margin": 0.0, "gap_ratio": None, "weight": 1, "kept_weight": 0.25})
+    >>> describe_setting({"margin": 0.0, "is_square": False, "gap_ratio": None, "weight": 1, "kept_weight": 0.25})
     'box not grown; scores 100 % crop, 0 % full image; where it keeps that 25 % forced region, 75 % full image'
     """
     margin = chosen["margin"]
     words = [f"box grown by {100 * margin:g} % a side" if margin else "box not grown"]
+    if chosen["is_square"]:
+        words[0] = f"box made square, {words[0].removeprefix('box ')}"
     if chosen["gap_ratio"] is not None:
         lead = f"{chosen['gap_ratio']:g} times the full image's lead"
         words.append(f"crop where its best candidate leads by more than {lead}")

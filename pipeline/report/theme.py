@@ -26,6 +26,7 @@ METHOD_COLOURS: Final[Mapping[str, str]] = {
     "full": FULL,
     "base": OTHER,
     "base_grown": RULE,
+    "base_squared": RULE,
     "base_grown_or_full": RULE,
     "base_grown_fused": RULE,
     "sft": "var(--sft)",

@@ -167,7 +167,7 @@ def test_page_says_plainly_what_the_fused_scores_are() -> None:
 
 
 def test_both_weights_of_the_fused_scores_are_said() -> None:
-    numbers = {"margin": 0.0, "gap_ratio": None, "weight": 0.7}
+    numbers = {"margin": 0.0, "is_square": False, "gap_ratio": None, "weight": 0.7}
     assert table.describe_setting(numbers | {"kept_weight": None}) == "box not grown; scores 70 % crop, 30 % full image"
     said = table.describe_setting(numbers | {"kept_weight": 0.3})
     assert said.endswith("; where it keeps that 30 % forced region, 70 % full image")

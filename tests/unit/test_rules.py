@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.boxes import grow_box
 from pipeline.core.ranking import compute_outcome
+from pipeline.core.region_search import Reshaping
 from pipeline.core.significance import Interval
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import Bootstrap, ResultTable
@@ -265,7 +266,7 @@ def test_region_is_what_the_policy_crops_or_would_crop(world: FakeWorld) -> None
     source = _source(val)
     seen: set[str] = set()
     for margin in (0.0, 0.2):
-        looks = take_looks(source, margin, val, scorer)
+        looks = take_looks(source, Reshaping(margin, is_square=False), val, scorer)
         for look, greedy, forced, query in zip(looks, source.greedy, source.forced, val.queries, strict=True):
             assert look.choice == greedy
             meant = greedy[0] if isinstance(greedy[0], Crop) else forced[0]
@@ -313,6 +314,15 @@ def _choose_kept_weight(region: FakeView, full: FakeView, relevance: tuple[bool,
     return choose_setting(RULES["rgrpo_fused"], source, QuerySet([FakeQuery("q")], [pool]), Planted()).setting  # type: ignore[list-item]
 
 
+def test_a_squared_box_is_square_in_pixels() -> None:
+    (setting,) = [s for s in RULES["base_squared"].settings if s.margin == 0.0]
+    crop = setting.reshaping.apply(Box(0.4, 0.2, 0.6, 0.8), 40, 30)  # 8 x 18 px
+    assert (crop.x1 - crop.x0) * 40 == pytest.approx(18)
+    assert (crop.y0, crop.y1) == pytest.approx((0.2, 0.8))
+    assert all(s.is_square for s in RULES["base_squared"].settings)
+    assert not any(s.is_square for name, rule in RULES.items() if name != "base_squared" for s in rule.settings)
+
+
 def test_val_gives_kept_regions_a_weight_where_that_wins_and_none_where_it_does_not() -> None:
     region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
     # The region alone ranks the second candidate first. 0.1 a + 0.9 b: (0.83, 0.81), (0.76, 0.82), ...
@@ -347,6 +357,7 @@ class FakeQuery:
 
     def __init__(self, query_id: str) -> None:
         self.query_id = query_id
+        self.width_px, self.height_px = 40, 30
 
 
 def test_nothing_is_chosen_without_a_positive(world: FakeWorld) -> None:
