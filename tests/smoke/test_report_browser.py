@@ -110,7 +110,7 @@ def test_every_chart_is_drawn(desk: _Watched) -> None:
           return [holder.dataset.chart, boxes.filter((box) => box.width + box.height > 0).length];
         }))"""
     )
-    assert len(drawn) == 17
+    assert len(drawn) == 20
     assert [key for key, num_marks in drawn.items() if num_marks == 0] == []
 
 

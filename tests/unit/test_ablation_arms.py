@@ -41,7 +41,7 @@ def test_reward_parts_are_added_one_by_one() -> None:
 
 @pytest.mark.parametrize(("name", "group_size", "num_queries"), [("group_4", 4, 32), ("group_16", 16, 8)])
 def test_other_groups_keep_the_completions_of_a_step(name: str, group_size: int, num_queries: int) -> None:
-    train = apply_arm(ARMS[name], _params(), 5).train
+    train = apply_arm(ARMS[name], _params(queries_per_step=16), 5).train
     assert (train.group_size, train.queries_per_step) == (group_size, num_queries)
 
 
