@@ -37,10 +37,12 @@ def sample_completions(
 
 
 def resize_groups(params: Params, group_size: int) -> TrainParams:
-    """Return the training's parameters with groups of this size, forced rows in proportion."""
+    """Return the training's parameters with groups of this size, forced rows in proportion but no arm without any."""
     train = params.train
     share = group_size / train.group_size
-    arms = {"num_region": round(train.num_region * share), "num_full": round(train.num_full * share)}
+    num_full = max(round(train.num_full * share), min(train.num_full, 1))
+    num_region = max(round(train.num_region * share), min(train.num_region, 1))
+    arms = {"num_region": min(num_region, group_size - num_full), "num_full": num_full}
     return TrainParams.model_validate(train.model_dump() | arms | {"group_size": group_size})
 
 

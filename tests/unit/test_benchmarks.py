@@ -106,10 +106,24 @@ def test_parts_of_completions_are_whole_groups(completions: Completions) -> None
     assert give_to(one, ["other"]) == Completions(query_ids=("other",) * len(GROUP), decisions=tuple(GROUP))
 
 
-def test_groups_of_another_size_keep_their_proportions() -> None:
-    params = load_params(CHECKOUT / "params.yaml")
-    arms = [(train.num_region, train.num_full) for train in (resize_groups(params, size) for size in (4, 8, 16))]
-    assert arms == [(2, 1), (4, 2), (8, 4)]
+@pytest.mark.parametrize(
+    ("arms", "wanted"),
+    [
+        ((4, 2), [(1, 1), (2, 1), (4, 2), (8, 4)]),
+        ((6, 1), [(1, 1), (3, 1), (6, 1), (12, 2)]),
+        ((0, 0), [(0, 0), (0, 0), (0, 0), (0, 0)]),
+    ],
+    ids=str,
+)
+def test_groups_of_another_size_keep_their_proportions_and_both_arms(
+    arms: tuple[int, int], wanted: list[tuple[int, int]]
+) -> None:
+    num_region, num_full = arms
+    section = {"group_size": 8, "num_region": num_region, "num_full": num_full, "factorised": num_region > 0}
+    params = Params.model_validate({"train": section})
+    resized = [resize_groups(params, size) for size in (2, 4, 8, 16)]
+    assert [train.group_size for train in resized] == [2, 4, 8, 16]
+    assert [(train.num_region, train.num_full) for train in resized] == wanted
 
 
 def test_turns_change_who_begins() -> None:
