@@ -131,7 +131,10 @@ def _run_prompts(
         logits_to_keep=1,
         **select_pictures(pictures, first_U.tolist(), num_tokens),
     )
-    cache.batch_select_indices(index_B)
+    # Not `cache.batch_select_indices`: the gradient of indexing is summed in whatever order threads come, that of
+    # `index_select` row by row, so that a run on several threads can be repeated.
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.index_select(0, index_B), layer.values.index_select(0, index_B)
     if layout is not None:
         layout.rope_deltas = layout.rope_deltas[index_B]
     return cache
