@@ -19,16 +19,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export PIP_NO_INPUT ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench ui
+.PHONY: help run test test-fast check bench ui
+# Tests run on all cores, one thread each: threads that share a core wait for each other. A file stays on one core, since
+# its tests share what was trained for them; files go in their order, so the long ones (smoke/) start early.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/.installed ## run the whole pipeline (the demo, unless params.yaml says otherwise)
 	$(BIN)/region-r1 run
 
 test: .venv/.installed ## all tests that need neither a GPU nor the internet
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
+
+test-fast: .venv/.installed ## those that start no server and train nothing, in about a minute
+	$(PYTEST) -m "not gpu and not network and not smoke and not server and not slow"
 
 check: .venv/.installed ## lint, formatting, types, and which module may import which
 	$(BIN)/ruff check .

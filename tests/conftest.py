@@ -12,6 +12,13 @@ from pipeline.types import Box, RegionLabel
 from tests.tiny_models import PlantedScorer, build_outcome, build_tiny_clip, build_tiny_llava
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a trained policy as slow, wherever it stands."""
+    for item in items:
+        if "spoken_llava" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny CLIP with its processor."""

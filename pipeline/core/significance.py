@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from pipeline.core.metrics import compute_harmonic_mean
 F64 = npt.NDArray[np.float64]
 
 _CHUNK_CELLS = 2_000_000
+# An evaluation asks for hundreds of intervals over the same queries, all from the same draws: 2,000 resamples of 1,000
+# queries are 4 MB. Above 128 MB they are drawn anew each time.
+_KEPT_CELLS = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +178,11 @@ def _bootstrap(
     if not usable_R.any():
         raise ValueError("the denominator sums to 0 in every resample")
     figure_R = combine(_divide(sums_RC[usable_R]))
-    low, high = np.quantile(figure_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    low, high = take_percentiles(figure_R, confidence)
     return Interval(
         mean=float(combine(_divide(sums_1C))[0]),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         num_ignored=int(num_resamples - usable_R.sum()),
     )
 
@@ -190,12 +194,24 @@ def resample_sums(
     # A figure needs sums only, so a cluster that is drawn whole is one row: the sum of its queries.
     columns_GC = _sum_clusters(columns_QC, cluster_Q)
     num_clusters = columns_GC.shape[0]
+    keep = num_resamples * num_clusters <= _KEPT_CELLS
+    for counts_RG in (_keep_draws if keep else _draw)(num_clusters, num_resamples, seed):
+        yield counts_RG.astype(np.float64) @ columns_GC
+
+
+@lru_cache(maxsize=2)
+def _keep_draws(num_clusters: int, num_resamples: int, seed: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    return tuple(_draw(num_clusters, num_resamples, seed))
+
+
+def _draw(num_clusters: int, num_resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint16]]:
+    """Yield how often each resample holds each cluster, (R, G) a chunk."""
     rng = np.random.default_rng(seed)
     for num_rows in _chunk(num_resamples, num_clusters):
         drawn_RG = rng.integers(0, num_clusters, size=(num_rows, num_clusters))
         drawn_RG += num_clusters * np.arange(num_rows)[:, None]
         counts_RG = np.bincount(drawn_RG.ravel(), minlength=drawn_RG.size).reshape(drawn_RG.shape)
-        yield counts_RG.astype(np.float64) @ columns_GC
+        yield counts_RG.astype(np.uint16)
 
 
 def _sum_clusters(columns_QC: F64, cluster_Q: npt.ArrayLike | None) -> F64:
@@ -211,6 +227,12 @@ def _sum_clusters(columns_QC: F64, cluster_Q: npt.ArrayLike | None) -> F64:
     columns_GC = np.zeros((len(first_G), columns_QC.shape[1]))
     np.add.at(columns_GC, place_G[sorted_Q], columns_QC)
     return columns_GC
+
+
+def take_percentiles(figure_R: F64, confidence: float) -> tuple[float, float]:
+    """Return the bounds that leave equal shares of the resamples on both sides, (1 - confidence) / 2 each."""
+    low, high = np.quantile(figure_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
 
 
 def _divide(sums_RC: F64) -> F64:

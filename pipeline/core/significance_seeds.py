@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.significance import F64, Interval, check_draws, resample_sums, stack_columns
+from pipeline.core.significance import F64, Interval, check_draws, resample_sums, stack_columns, take_percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def bootstrap_seeds(
     """
     check_draws(num_resamples, confidence)
     mean, figure_R = _draw([numerator_SQ], denominator_Q, cluster_Q, num_resamples, seed)
-    low, high = _take_percentiles(figure_R, confidence)
+    low, high = take_percentiles(figure_R, confidence)
     return Interval(mean=mean, low=low, high=high, num_ignored=num_resamples - len(figure_R))
 
 
@@ -83,7 +83,7 @@ def bootstrap_seeds_difference(
     """
     check_draws(num_resamples, confidence)
     mean, figure_R = _draw([numerator_a_SQ, numerator_b_SQ], denominator_Q, cluster_Q, num_resamples, seed)
-    low, high = _take_percentiles(figure_R, confidence)
+    low, high = take_percentiles(figure_R, confidence)
     ignored = num_resamples - len(figure_R)
     return Contrast(mean=mean, low=low, high=high, num_ignored=ignored, p_value=_invert_interval(figure_R))
 
@@ -137,11 +137,6 @@ def _draw(
         mean += sign * float(side.sum() / num_seeds / columns_QC[:, 0].sum())
         first += num_seeds
     return mean, figure_R
-
-
-def _take_percentiles(figure_R: F64, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(figure_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(low), float(high)
 
 
 def _invert_interval(figure_R: F64) -> float:

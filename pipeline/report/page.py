@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import vl_convert
@@ -74,7 +75,7 @@ def render_page(inputs: ReportInputs) -> str:
         trainings=trainings,
         specs={figure.key: figure.spec for figure in _walk(results, trainings)},
         config=CONFIG,
-        bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        bundle=_bundle_scripts(),
         panels=inputs.panels,
         num_each=NUM_EACH,
         tally=inputs.tally,
@@ -91,6 +92,11 @@ def render_page(inputs: ReportInputs) -> str:
         span=table.format_range,
         difference=table.format_difference,
     )
+
+
+@cache  # packing takes a second, and the result is the library's alone
+def _bundle_scripts() -> str:
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _walk(*sections: Mapping[str, Sequence[Figure]]) -> list[Figure]:

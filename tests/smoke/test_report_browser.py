@@ -28,7 +28,7 @@ _PHONE = {"width": 390, "height": 844}
 def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page that the stage writes, with every section filled."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        world = build_fake_world(tmp_path_factory.mktemp("report"), monkeypatch)
+        world = build_fake_world(tmp_path_factory.mktemp("report"), monkeypatch, with_page=True)
         workspace = world.workspace
         save_curves(workspace.curve_path("warmup"), fakes.build_warmup_curve())
         save_curves(workspace.curve_path("train"), fakes.build_train_curve())

@@ -17,6 +17,7 @@ from pipeline.config import Params
 from pipeline.core.boxes import compute_iou
 from pipeline.core.ranking import compute_outcome
 from pipeline.learn import scorer as scorer_module
+from pipeline.report.page import render_page
 from pipeline.stages import evaluate as evaluate_stage
 from pipeline.store import save_documents, save_pools, save_qrels, save_queries
 from pipeline.types import (
@@ -127,9 +128,17 @@ class FakeWorld:
 
 
 def build_fake_world(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int = 24, num_val: int = NUM_VAL
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_queries: int = 24,
+    num_val: int = NUM_VAL,
+    *,
+    with_page: bool = False,
 ) -> FakeWorld:
-    """Write data and tables, and put formulas in the place of the scorer and the policies."""
+    """Write data and tables, and put formulas in the place of the scorer and the policies.
+
+    Drawing the page takes most of an evaluation's time here, so it is left blank unless a test looks at it.
+    """
     rng = np.random.default_rng(3)
     workspace = Workspace.at(folder)
     doc_ids = [f"d{i:02d}" for i in range(NUM_DOCUMENTS)]
@@ -210,6 +219,8 @@ def build_fake_world(
     monkeypatch.setattr(scorer_module.FrozenScorer, "check", lambda *_: None)
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
+    # Set both ways: another world of the same module may have left it blank.
+    monkeypatch.setattr(evaluate_stage, "render_page", render_page if with_page else lambda _: "")
     return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
 
 

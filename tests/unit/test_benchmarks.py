@@ -29,6 +29,7 @@ from pipeline.tracking import null_run
 from pipeline.types import Box, Crop, Decision, KeepFull, Malformed
 from tests.tiny_models import build_corpus, build_params
 
+pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[2]
 GROUP: Sequence[Decision] = (
     Crop(Box(0.1, 0.2, 0.6, 0.9)),

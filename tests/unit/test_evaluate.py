@@ -25,7 +25,7 @@ from tests.unit.evaluation_fakes import PARAMS, POOL_SIZE, FakeScorer, FakeWorld
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWorld]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        world = build_fake_world(tmp_path_factory.mktemp("evaluation"), monkeypatch)
+        world = build_fake_world(tmp_path_factory.mktemp("evaluation"), monkeypatch, with_page=True)
         evaluate.run(PARAMS, world.workspace, null_run())
         yield world
 

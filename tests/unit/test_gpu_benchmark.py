@@ -25,6 +25,7 @@ from pipeline.core.boxes import Frame
 from pipeline.core.completion import format_decision
 from pipeline.types import Box, Crop
 
+pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[2]
 EFFORT = gpu.Effort(num_calls=1, num_steps=2, num_images=1, num_entities=24, num_train=24)
 

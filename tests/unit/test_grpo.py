@@ -32,6 +32,7 @@ from tests.conftest import SpokenLlava
 from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
+pytestmark = pytest.mark.slow
 REWARD = RewardParams()
 STOCK = {"num_region": 0, "num_full": 0, "factorised": False}
 

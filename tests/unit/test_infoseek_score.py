@@ -37,7 +37,7 @@ class Evaluated:
     """The stage's outputs over a world whose test queries are tagged by split."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, split_of: SplitOf) -> None:
-        self.world: FakeWorld = build_fake_world(folder, monkeypatch)
+        self.world: FakeWorld = build_fake_world(folder, monkeypatch, with_page=True)
         pairs = zip(self.world.queries, self.world.pools, strict=True)
         self.splits = {query.query_id: split_of(query, pool) for query, pool in pairs}
         tagged = [

@@ -192,7 +192,7 @@ def test_headline_names_what_falls_short() -> None:
 
 
 def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = build_fake_world(tmp_path, monkeypatch)
+    world = build_fake_world(tmp_path, monkeypatch, with_page=True)
     evaluate.run(PARAMS, world.workspace, null_run())
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     before, after = ([row for row in rows if row.method == method] for method in ("full", "rgrpo"))

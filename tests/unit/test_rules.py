@@ -442,7 +442,7 @@ def test_test_pools_have_no_say_in_the_choice(
 def test_without_val_or_targets_methods_are_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = build_fake_world(tmp_path, monkeypatch)
+    world = build_fake_world(tmp_path, monkeypatch, with_page=True)
     blank = [replace(query, target_box=None) for query in world.queries]
     save_queries(world.workspace.tables_dir / "queries.parquet", blank)
     figures = evaluate.run(PARAMS, world.workspace, null_run())
