@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import DataParams, Params, SourceName, load_params
+from pipeline.disk_faults import explain
 from pipeline.environment import limit_threads, prepare_process
-from pipeline.errors import ConfigError, RegionR1Error, StageError, write_on_one_line
+from pipeline.errors import ConfigError, StageError
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
@@ -41,12 +42,15 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             return super().invoke(ctx)
-        except RegionR1Error as error:
-            typer.echo(f"error: {write_on_one_line(error)}", err=True)
-            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
+        except Exception as error:
+            line = explain(error)
+            if line is None:
+                raise
+            typer.echo(f"error: {line}", err=True)
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(

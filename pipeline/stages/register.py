@@ -34,7 +34,7 @@ from pipeline.evaluation.query_set import load_query_set
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy
-from pipeline.store import load_results, read_json, write_json
+from pipeline.store import load_results, read_json, write_json, writing
 from pipeline.tracking import StageRun, read_commit
 from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
@@ -210,7 +210,7 @@ def _rename(row: QueryResult, method: str) -> QueryResult:
 
 def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
     package_dir = Path(pipeline.__file__).parent
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, writing(Path(folder)), warnings.catch_warnings():
         params_path = Path(folder) / "params.yaml"
         params_path.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
         artifacts = {

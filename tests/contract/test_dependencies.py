@@ -14,6 +14,7 @@ from tests.import_closure import CHECKOUT, find_closure, has_code, list_sections
 
 # What a stage imports but what cannot change a byte of its outputs.
 BESIDE_RESULTS: Final = {
+    "pipeline/disk_faults.py": "what an error of a full disk says",
     "pipeline/environment.py": "how a process logs, ends and keeps off the network",
     "pipeline/progress.py": "draws a bar or a log line",
     "pipeline/tracking.py": "tells MLflow; stages take nothing back but the run's id, which goes into no tracked file",
