@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import DataParams, Params, SourceName, load_params
+from pipeline.config import DataParams, Params, SourceName, load_params, load_params_for_dvc
 from pipeline.disk_faults import explain
 from pipeline.environment import limit_threads, prepare_process
 from pipeline.errors import ConfigError, StageError
@@ -125,7 +125,7 @@ def show_results(
 @params_commands.command("check")
 def check_params(file: Annotated[Path, typer.Argument(help="parameter file")]) -> None:
     """Check a parameter file and print the hash that names its content."""
-    typer.echo(f"{file}: valid, sha256 {load_params(file).sha256()}")
+    typer.echo(f"{file}: valid, sha256 {load_params_for_dvc(file).sha256()}")
 
 
 @data_commands.command("fetch")
