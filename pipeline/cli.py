@@ -330,7 +330,6 @@ def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, nu
         num_test=params.demo.num_test,
         close_up_share=params.demo.close_up_share,
     )
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
     materialise(world, data_dir)
 
 
