@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import DataParams, Params, SourceName, load_params
+from pipeline.config import DataParams, Params, SourceName, load_params, load_params_for_dvc
+from pipeline.disk_faults import explain
 from pipeline.environment import limit_threads, prepare_process
-from pipeline.errors import ConfigError, RegionR1Error, StageError, write_on_one_line
+from pipeline.errors import ConfigError, StageError
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
@@ -41,12 +42,15 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             return super().invoke(ctx)
-        except RegionR1Error as error:
-            typer.echo(f"error: {write_on_one_line(error)}", err=True)
-            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
+        except Exception as error:
+            line = explain(error)
+            if line is None:
+                raise
+            typer.echo(f"error: {line}", err=True)
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(
@@ -121,7 +125,7 @@ def show_results(
 @params_commands.command("check")
 def check_params(file: Annotated[Path, typer.Argument(help="parameter file")]) -> None:
     """Check a parameter file and print the hash that names its content."""
-    typer.echo(f"{file}: valid, sha256 {load_params(file).sha256()}")
+    typer.echo(f"{file}: valid, sha256 {load_params_for_dvc(file).sha256()}")
 
 
 @data_commands.command("fetch")
@@ -326,7 +330,6 @@ def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, nu
         num_test=params.demo.num_test,
         close_up_share=params.demo.close_up_share,
     )
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
     materialise(world, data_dir)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import math
+import re
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.workspace import is_plain_relative
+from pipeline.yaml_file import read_mapping
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -20,25 +22,67 @@ SourceName = Literal["jsonl", "evqa", "infoseek", "echosight"]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
+# What NumPy's older generator takes, which transformers seeds too.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 def _check_relative(path: str) -> str:
     if not is_plain_relative(path):
         raise ValueError("must be a path inside data/: relative, without `..` or `\\`")
-    return path
+    return _check_printable(path)
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not hold control characters")
+    return text
+
+
+def _check_model_path(path: str) -> str:
+    """Refuse what DVC or a stage would refuse later: no folder of its own, or one that a stage writes."""
+    parts = PurePosixPath(path).parts
+    if "://" in path or parts[:1] == ("~",):
+        raise ValueError("must be a folder on this machine, with no `~` to expand")
+    if not set(parts) - {"..", "/"}:
+        raise ValueError("must be a folder of its own: DVC refuses one that holds the outputs")
+    if parts[0] == _WRITTEN_BY_STAGES:
+        raise ValueError(f"must not lie in {_WRITTEN_BY_STAGES}/, where stages write: copy it out, to models/ say")
+    return _check_printable(path)
+
+
+def _check_model_name(name: str) -> str:
+    if re.fullmatch(r"\w([\w .-]*\w)?", name) is None:
+        raise ValueError(
+            "must be letters, digits, `_`, and inside also `.`, `-` and spaces: "
+            "MLflow refuses `/` and `:`, and its addresses (models:/NAME@champion) other signs"
+        )
+    return name
 
 
 RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_check_relative)]
 
 
 ModelPath = Annotated[
-    str, Field(min_length=1, description="model folder as dvc.yaml reads it too: relative to the checkout, or absolute")
+    str,
+    Field(min_length=1, description="model folder as dvc.yaml reads it too: relative to the checkout, or absolute"),
+    AfterValidator(_check_model_path),
 ]
 
 BESIDE_EVALUATION: Final = {"demo", "register_", "ablation", "batches", "flow"}
 """Sections that no stage up to evaluate depends on; data.dvc stands for `demo`."""
 
+NO_RESULT: Final = frozenset({"batches", "demo", "flow"})
+"""Sections that change no result: dvc.yaml names all others."""
+
+MODEL_FOLDERS: Final = (("scorer", "path"), ("policy", "path"), ("evaluate", "transfer_scorer"))
+"""Parameters that dvc.yaml takes a stage's dependency from."""
+
+_WRITTEN_BY_STAGES: Final = "artifacts"
+_MAX_GRID_BOXES: Final = 10_000
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataParams(_Section):
@@ -72,6 +116,8 @@ class DataParams(_Section):
             raise ValueError(f"data.{given[0]} is for published sources; data.source is jsonl")
         if self.source == "infoseek" and self.faiss_index:
             raise ValueError("data.faiss_index needs a knowledge base in EchoSight's form: source evqa or echosight")
+        if len(set(self.annotations.values())) != len(self.annotations):
+            raise ValueError("data.annotations names one file for several splits")
         return self
 
 
@@ -174,6 +220,12 @@ class SearchParams(_Section):
     def _some_scale_crops(self) -> SearchParams:
         if not self.scales or any(not 0.0 < scale < 1.0 for scale in self.scales):
             raise ValueError("search.scales must name at least one side, each above 0 and below 1")
+        num_boxes = sum((1 + math.ceil((1 - scale) / (self.stride * scale))) ** 2 for scale in self.scales)
+        if num_boxes > _MAX_GRID_BOXES:
+            raise ValueError(
+                f"search.scales and search.stride make {num_boxes:,} boxes of each picture, at most "
+                f"{_MAX_GRID_BOXES:,} are tried; raise the stride or the least scale"
+            )
         return self
 
 
@@ -269,7 +321,7 @@ class EvaluateParams(_Section):
 class RegisterParams(_Section):
     """Entry of the model registry."""
 
-    model_name: Annotated[str, Field(min_length=1)] = "region-r1"
+    model_name: Annotated[str, Field(max_length=256), AfterValidator(_check_model_name)] = "region-r1"
 
 
 class AblationParams(_Section):
@@ -279,7 +331,7 @@ class AblationParams(_Section):
     policy are shared by all of them, so intervals over the seeds say nothing about another warm-up or another world.
     """
 
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (7, 8, 9)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (7, 8, 9)
     max_steps: PositiveInt = Field(default=60, description="r-GRPO steps of every arm, in place of train.max_steps")
 
     @model_validator(mode="after")
@@ -310,8 +362,10 @@ class FlowParams(_Section):
 class Params(_Section):
     """All parameters of a run; the sections are what dvc.yaml's stages depend on."""
 
-    seed: int = 7
-    threads: PositiveInt = Field(default=1, description="a stage's threads on the CPU; last digits depend on it")
+    seed: Seed = 7
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="a stage's threads on the CPU; last digits depend on it"
+    )
     data: DataParams = DataParams()
     demo: DemoParams = DemoParams()
     scorer: ScorerParams = ScorerParams()
@@ -349,18 +403,49 @@ def load_params(path: Path) -> Params:
     Raises:
         ConfigError: the file is missing, no YAML mapping, or a name or value in it is wrong.
     """
+    return _validate(path, read_mapping(path))
+
+
+def load_params_for_dvc(path: Path) -> Params:
+    """Read and check a parameter file that DVC reads too: it knows no defaults, so what it looks up must stand there.
+
+    Raises:
+        ConfigError: as `load_params`, or something that dvc.yaml names is left to its default.
+    """
+    raw = read_mapping(path)
+    params = _validate(path, raw)
+    sections = [name for name in Params().model_dump(by_alias=True) if name not in NO_RESULT and name not in raw]
+    folders = [
+        f"{section}.{name}"
+        for section, name in MODEL_FOLDERS
+        if section in raw and name not in (raw[section] if isinstance(raw[section], dict) else {})
+    ]
+    if sections or folders:
+        missing = ", ".join([*sections, *folders])
+        raise ConfigError(f"{path}: DVC reads this file without our defaults, write out: {missing}")
+    return params
+
+
+def _validate(path: Path, raw: dict[str, Any]) -> Params:
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections")
-    try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_describe(error)}") from error
+    if fault := _find_untrainable(params.policy):
+        raise ConfigError(f"{path}: {fault}")
+    return params
+
+
+def _find_untrainable(policy: PolicyParams) -> str | None:
+    """Return why train or evaluate would refuse the policy on any machine."""
+    if policy.dtype == "bfloat16" and policy.lora is None:
+        return "policy.dtype is bfloat16, but without policy.lora all weights are trained, in float32"
+    half = policy.dtype == "bfloat16" or (policy.dtype == "auto" and policy.lora is not None)
+    if policy.attention == "flash_attention_2" and (policy.device == "cpu" or not half):
+        return "policy.attention is flash_attention_2, which needs a GPU and weights in bfloat16"
+    if policy.engine == "vllm" and policy.device == "cpu":
+        return "policy.engine is vllm, which needs a GPU, but policy.device is cpu"
+    return None
 
 
 def _describe(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from pipeline.errors import RegionR1Error, write_on_one_line
+from pipeline.disk_faults import explain
 
 TELEMETRY_OFF: Final = {
     "DO_NOT_TRACK": "true",  # MLflow takes no other spelling
@@ -48,19 +48,22 @@ def limit_threads(num_threads: int) -> None:
 def run_to_exit_code(work: Callable[[], object]) -> int:
     """Prepare this process, do the work and return the exit code.
 
-    0 done, 2 something the user can mend (one line on stderr), 130 interrupted; SIGTERM exits with 143. A fault of
-    ours passes through with its traceback.
+    0 done, 2 something the user can mend, a full disk too (one line on stderr), 130 interrupted; SIGTERM exits with
+    143. A fault of ours passes through with its traceback.
     """
     prepare_process()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         work()
-    except RegionR1Error as error:
-        sys.stderr.write(f"error: {write_on_one_line(error)}\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"error: {line}\n")
+        return 2
     return 0
 
 

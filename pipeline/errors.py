@@ -4,6 +4,7 @@ RegionR1Error
 ├── ConfigError    params.yaml: unknown name, value out of range, missing file
 ├── DataError      raw data or a table: names the file and, where there is one, the row
 ├── ModelError     a model folder: missing, of another family, unsafe format
+├── WriteError     a file or folder cannot be written: no room, no right, too many open files
 └── StageError     a stage cannot do its work: an input stage has not run, nothing is left to train on
 
 Every one of them is the user's to mend: the command line prints the message as one line on stderr and exits
@@ -46,6 +47,20 @@ class DataError(RegionR1Error):
         self.row = row
         where = "" if path is None else f"{path}: " if row is None else f"{path}, row {row}: "
         super().__init__(f"{where}{reason}")
+
+
+class WriteError(RegionR1Error):
+    """The disk refuses a file or folder; what lay in its place lies there still.
+
+    Args:
+        path: what was to be written.
+        reason: why not, in the system's words.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: cannot be written: {reason}")
 
 
 def write_on_one_line(text: object) -> str:

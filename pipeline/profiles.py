@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import load_params
+from pipeline.config import load_params_for_dvc
 from pipeline.errors import ConfigError
 from pipeline.store import write_text
 
@@ -32,7 +32,7 @@ def use_profile(root: Path, name: str) -> Path:
     if name not in list_profiles(root):
         raise ConfigError(f"{name}: no such profile; there are: {', '.join(list_profiles(root)) or 'none'}")
     source, target = root / _FOLDER / f"{name}.yaml", root / _CURRENT
-    load_params(source)
+    load_params_for_dvc(source)
     content = source.read_text(encoding="utf-8")
     if target.is_file() and target.read_text(encoding="utf-8") != content and not _is_committed(root):
         raise ConfigError(

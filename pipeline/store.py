@@ -1,25 +1,29 @@
 """Table schemas, and reads and writes that are never seen half-done.
 
-Every file is written under a temporary name beside its place and then renamed over it. A box is a nullable
-list of four numbers, a mapping of tags is map<string, string>; `None` stays null, never a number.
+`pipeline.atomic` puts every file in its place, and its `replace_dir`, `replace_file` and `writing` are to be had here
+too. A box is a nullable list of four numbers, a mapping of tags is map<string, string>; `None` stays null, never a
+number.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.atomic import replace_dir as replace_dir
+from pipeline.atomic import replace_file as replace_file
+from pipeline.atomic import writing as writing
+from pipeline.disk_faults import find_disk_fault
 from pipeline.errors import DataError, StageError
 from pipeline.types import (
     Box,
@@ -38,7 +42,6 @@ from pipeline.types import (
 Record = TypeVar("Record")
 Row = dict[str, Any]
 
-_PARTIAL_SUFFIX = ".partial"
 # Rows that are held at once while a table is written; the records may come from a generator.
 _BATCH_ROWS = 32_768
 
@@ -55,7 +58,7 @@ class _Table(Generic[Record]):
     def save(self, path: Path, records: Iterable[Record]) -> None:
         rows = (self.to_row(record) for record in records)
         with (
-            _replace_file(path) as partial,
+            replace_file(path) as partial,
             pq.ParquetWriter(partial, self.schema, compression="zstd") as writer,
         ):
             while batch := list(islice(rows, _BATCH_ROWS)):
@@ -79,47 +82,14 @@ def _read_table(path: Path, *, stage: str) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
+        if fault := find_disk_fault(error):
+            raise DataError(f"cannot be read: {fault.reason}", path=path) from error
         raise DataError(f"is no readable Parquet table; run {stage} again", path=path) from error
-
-
-@contextmanager
-def _replace_file(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def replace_dir(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the block ends, and vanishes when it raises.
-
-    The folder lies beside `path`, so the change is a rename: a reader finds the old folder or the new, whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL_SUFFIX, dir=path.parent))
-    fresh, old = scratch / "new", scratch / "old"
-    fresh.mkdir()
-    try:
-        yield fresh
-        if path.exists():
-            path.replace(old)
-        try:
-            fresh.replace(path)
-        except BaseException:
-            if old.exists():
-                old.replace(path)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file in one step."""
-    with _replace_file(path) as partial:
+    with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -149,6 +119,21 @@ def read_json(path: Path, *, stage: str | None = None) -> Any:  # noqa: ANN401 -
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read as JSON: {error}", path=path) from error
+
+
+def create_vectors(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Return a new .npy file of zeros (float32), mapped into memory to be filled.
+
+    Its room is taken at once: a disk that is found full by a write to mapped memory ends the process with SIGBUS.
+
+    Raises:
+        WriteError: the disk has no room for it.
+    """
+    with writing(path):
+        vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return vectors
 
 
 def _box_to_list(box: Box | None) -> list[float] | None:
@@ -423,7 +408,7 @@ def save_ids(path: Path, ids: Iterable[str]) -> None:
     """Write one column `id`: the order of the rows of a vector file that lies beside it."""
     schema = pa.schema([_text("id")])
     rest = iter(ids)
-    with _replace_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with replace_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         while batch := list(islice(rest, _BATCH_ROWS)):
             writer.write_table(pa.table({"id": pa.array(batch, pa.string())}, schema=schema))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from pipeline.store import write_json, write_text
+from pipeline.store import replace_file, write_json, write_text
 from pipeline.workspace import Workspace
 
 COLUMNS = (("cond_recall_at_1", "CondR@1"), ("mrr", "MRR"), ("rc_rate", "cropped"), ("harm_rate", "harm"))
@@ -129,9 +129,8 @@ def save_chart(summary: Mapping[str, Any], path: Path) -> None:
     panels: list[alt.Chart | alt.LayerChart] = [_draw_table(table) for table in summary["tables"]]
     if summary["collapsed"]:
         panels.append(_draw_collapsed(summary["collapsed"]["arms"]))
-    partial = path.with_name(f".{path.name}.partial.svg")
-    alt.vconcat(*panels).configure_view(stroke=None).save(partial, format="svg")
-    partial.replace(path)
+    with replace_file(path) as partial:
+        alt.vconcat(*panels).configure_view(stroke=None).save(partial, format="svg")
 
 
 def _draw_table(table: Mapping[str, Any]) -> alt.LayerChart:

@@ -30,7 +30,16 @@ from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
-from pipeline.store import load_curves, load_results, read_json, replace_dir, save_curves, save_results, write_json
+from pipeline.store import (
+    load_curves,
+    load_results,
+    read_json,
+    replace_dir,
+    save_curves,
+    save_results,
+    write_json,
+    writing,
+)
 from pipeline.tracking import StageRun, null_run
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
@@ -156,16 +165,17 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
     training_dir = seed_dir.with_name(f"training-{params.seed}")
     seed_everything(params.seed)
     policy = load_policy(start_dir, params.policy, params.batches.policy)
-    record = train_rgrpo(
-        policy,
-        bench.questions,
-        bench.scorer,
-        params.train,
-        params.reward,
-        seed=params.seed,
-        log=null_run().log_metrics,
-        checkpoints_dir=training_dir,
-    )
+    with writing(training_dir):
+        record = train_rgrpo(
+            policy,
+            bench.questions,
+            bench.scorer,
+            params.train,
+            params.reward,
+            seed=params.seed,
+            log=null_run().log_metrics,
+            checkpoints_dir=training_dir,
+        )
     choices = ask_policy(policy, bench.queries, bench.workspace.data_dir, params, name=name)
     rows = score_choices(name_method(params.seed), choices, bench.queries, bench.pools, bench.scorer)
     with replace_dir(seed_dir) as folder:

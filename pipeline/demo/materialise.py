@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from pipeline.demo.world import DocumentPlan, GalleryPlan, QueryPlan, World, draw_gallery_plan, draw_query
 from pipeline.progress import track
+from pipeline.store import replace_dir
 
 _NUM_PROCESSES: Final = 2
 _CHUNK: Final = 32
@@ -19,23 +18,17 @@ _JPEG_QUALITY: Final = 92
 def materialise(world: World, data_dir: Path) -> None:
     """Writes a world into `data_dir`, which appears whole or not at all.
 
-    Pictures are drawn by two processes into a temporary sibling folder that is renamed at the end; an older
-    `data_dir` is replaced.
+    Pictures are drawn by two processes; an older `data_dir` is replaced.
 
     Raises:
-        OSError: If the folder cannot be written.
+        WriteError: If the folder cannot be written.
     """
-    partial_dir = data_dir.with_name(f".{data_dir.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial_dir, ignore_errors=True)
-    try:
-        (partial_dir / "images" / "documents").mkdir(parents=True)
-        (partial_dir / "images" / "queries").mkdir(parents=True)
-        _save_rows(partial_dir / "documents.jsonl", (build_document_row(plan) for plan in world.documents))
-        _save_rows(partial_dir / "queries.jsonl", (build_query_row(plan) for plan in world.queries))
-        _save_pictures(world, partial_dir)
-        _replace(partial_dir, data_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+    with replace_dir(data_dir) as folder:
+        (folder / "images" / "documents").mkdir(parents=True)
+        (folder / "images" / "queries").mkdir(parents=True)
+        _save_rows(folder / "documents.jsonl", (build_document_row(plan) for plan in world.documents))
+        _save_rows(folder / "queries.jsonl", (build_query_row(plan) for plan in world.queries))
+        _save_pictures(world, folder)
 
 
 def build_document_row(plan: DocumentPlan) -> dict[str, object]:
@@ -95,12 +88,3 @@ def _save_chunk(job: tuple[Path, list[GalleryPlan | QueryPlan]]) -> int:
             image, name = draw_gallery_plan(plan).image, _name_gallery(plan)
         image.save(folder / name, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return len(plans)
-
-
-def _replace(new_dir: Path, old_dir: Path) -> None:
-    """Renames `new_dir` to `old_dir`; an older folder is set aside first and removed last."""
-    aside_dir = old_dir.with_name(f".{old_dir.name}.replaced-{os.getpid()}")
-    if old_dir.exists():
-        old_dir.rename(aside_dir)
-    new_dir.rename(old_dir)
-    shutil.rmtree(aside_dir, ignore_errors=True)

@@ -29,7 +29,15 @@ from pipeline.images import crop_view, load_upright
 from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, fuse, normalise
 from pipeline.learn.imported_pictures import ImportedPictures
 from pipeline.progress import Advance
-from pipeline.store import load_ids, read_json, replace_dir, save_ids, write_json
+from pipeline.store import (
+    create_vectors,
+    load_ids,
+    read_json,
+    replace_dir,
+    replace_file,
+    save_ids,
+    write_json,
+)
 from pipeline.types import Document
 
 SHARD_SIZE: Final = 512
@@ -293,7 +301,7 @@ def _embed_texts(encoder: Encoder, documents: Sequence[Document]) -> F32:
 def _write_index(index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str], meta: Mapping[str, Any]) -> None:
     with replace_dir(index_dir) as folder:
         shape = (meta["count"], meta["dim"])
-        vectors_ND = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
+        vectors_ND = create_vectors(folder / "vectors.npy", shape)
         flat = faiss.IndexFlatIP(meta["dim"])
         start = 0
         for shard in shards:
@@ -301,7 +309,6 @@ def _write_index(index_dir: Path, shards: Sequence[Path], doc_ids: Sequence[str]
             vectors_ND[start : start + len(part_ND)] = part_ND
             flat.add(part_ND)
             start += len(part_ND)
-        vectors_ND.flush()
         faiss.write_index(flat, os.fspath(folder / "index.faiss"))
         save_ids(folder / "doc_ids.parquet", doc_ids)
         write_json(folder / "meta.json", meta)
@@ -346,10 +353,5 @@ def _is_whole(shard: Path, shape: tuple[int, int]) -> bool:
 
 
 def _save_array(path: Path, array: F32) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as stream:
-        np.save(stream, array)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial_path.replace(path)
+    with replace_file(path) as partial_path:
+        np.save(partial_path, array)

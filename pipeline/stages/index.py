@@ -7,7 +7,7 @@ from pipeline.learn.encoder import load_encoder
 from pipeline.learn.imported_pictures import load_imported_pictures
 from pipeline.learn.index import PictureFolder, build_index, hash_file
 from pipeline.progress import track
-from pipeline.store import load_documents, load_ids
+from pipeline.store import load_documents, load_ids, writing
 from pipeline.tracking import StageRun
 from pipeline.workspace import Workspace
 
@@ -32,13 +32,14 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         order = load_ids(workspace.tables_dir / "document_order.parquet", stage="prepare")
         imported = load_imported_pictures(workspace.data_dir / params.data.faiss_index, order, encoder)
         num_checked = imported.check_against(encoder, documents, pictures.load_squashed)
-    with track("index: documents", len(documents)) as advance:
+    shards_dir = workspace.checkpoints_dir / "index"
+    with track("index: documents", len(documents)) as advance, writing(shards_dir):
         built = build_index(
             encoder,
             documents,
             pictures,
             workspace.index_dir,
-            workspace.checkpoints_dir / "index",
+            shards_dir,
             table_sha256=hash_file(documents_path),
             batch_size=params.batches.scorer,
             advance=advance,

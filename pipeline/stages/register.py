@@ -1,22 +1,23 @@
 """Stage register: the policy with all it needs becomes a model version; a gate picks the champion.
 
-The newest version is always `challenger`. It becomes `champion` when it beats the present champion on the
-same val pools: the lower end of the paired bootstrap interval of the difference in cond_recall_at_1 lies
-above 0. Without a champion the full image is what it must beat. How it stands to the best rule that nobody
-trained is said beside that. Test figures are reported and decide nothing.
+What was registered last is always `challenger`. It becomes `champion` when it beats the present champion on the same
+val pools (`pipeline.gate`); without a champion the full image is what it must beat. How it stands to the best rule that
+nobody trained is said beside that. Test figures are reported and decide nothing. A version is named by its content:
+what is registered already keeps its number.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.metadata
 import io
+import json
 import logging
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,13 @@ from PIL import Image
 import pipeline
 from pipeline.config import Params
 from pipeline.errors import StageError
-from pipeline.evaluation.figures import Difference, ResultTable, compute_difference
 from pipeline.evaluation.methods import QuerySet
-from pipeline.evaluation.query_set import load_query_set
+from pipeline.evaluation.query_set import hash_pools, load_query_set
+from pipeline.gate import GATE_METRIC, METHOD, Candidate, Gate, confirm, judge
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
 from pipeline.learn.policy import load_policy
-from pipeline.store import load_results, read_json, write_json
+from pipeline.store import load_results, read_json, write_json, writing
 from pipeline.tracking import StageRun, read_commit
 from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
@@ -47,10 +48,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-GATE_METRIC = "cond_recall_at_1"
-METHOD = "rgrpo"
 _RESULTS_FOLDER = "registration"
 _VAL_RESULTS = "val_results.parquet"
+_CONTENT_TAG = "content_sha256"
+_MADE_WITH = ("encoder_digest", "documents_sha256")
+_PACKAGE_DIR = Path(pipeline.__file__).parent
 _COMPARABLE = ("data_md5", "val_pools_sha256")
 _REQUIREMENTS = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "faiss-cpu", "pillow", "numpy", "pandas", "pyarrow",
@@ -60,51 +62,37 @@ _TAGGED_HASHES = ("data_md5", "pools_sha256", "val_pools_sha256", "params_sha256
 _TAGGED_METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "headroom")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gate:
-    """What the new version was measured against on val, and what came of it.
-
-    Attributes:
-        promoted: whether it becomes champion.
-        bar: what it had to beat.
-        reason: the outcome in words.
-        difference: to the bar; None where they could not be compared.
-        best_rule: the best method that nobody trained; None where val could name none.
-        minus_best_rule: difference to it, which decides nothing.
-    """
-
-    promoted: bool
-    bar: str
-    reason: str
-    difference: Difference | None
-    best_rule: str | None
-    minus_best_rule: Difference | None
-
-
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Register the r-GRPO policy and write registration.json: what was registered, by content.
 
+    What is registered already keeps its version: a run that was killed after it had made one makes no second.
     Version, aliases and the gate's verdict hang on the registry of this machine; they go to MLflow and the provenance.
 
     Raises:
-        StageError: evaluate has not run, or there is no tracking store to register with.
+        StageError: evaluate has not run, or on other inputs than lie here; or there is no tracking store.
     """
     if run.run_id is None:
         raise StageError("register needs a tracking store; run it as `python -m pipeline register`")
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
-    val_results = load_results(workspace.evaluation_dir / _VAL_RESULTS)
     val = load_query_set(workspace, "val")
+    _check_evaluated(report, val, params, workspace)
+    candidate = Candidate(load_results(workspace.evaluation_dir / _VAL_RESULTS), val, report["best_rule"])
+    content = _describe_content(params, workspace, report)
+    content_sha256 = _hash_content(content, workspace)
     client = mlflow.MlflowClient()
     name = params.register_.model_name
     champion = find_version(client, name, CHAMPION)
-    gate = judge(client, champion, report, val_results, val, params)
+    version = _find_registered(client, name, content_sha256)
+    gate = _judge(client, champion, version, candidate, report, params)
     run.log_artifact(workspace.evaluation_dir / _VAL_RESULTS, _RESULTS_FOLDER)
-    tags = {"git_commit": str(read_commit(workspace.data_dir.parent))}
-    version = _create_version(client, _log_model(params, workspace), name, run.run_id, report, tags)
+    if version is None:
+        tags = {"git_commit": str(read_commit(workspace.data_dir.parent)), _CONTENT_TAG: content_sha256}
+        version = _create_version(client, _log_model(params, workspace), name, run.run_id, report, tags)
     client.set_registered_model_alias(name, CHALLENGER, version)
     if gate.promoted:
         client.set_registered_model_alias(name, CHAMPION, version)
-    aliases = [CHALLENGER, CHAMPION] if gate.promoted else [CHALLENGER]
+    is_champion = gate.promoted or (champion is not None and str(champion.version) == version)
+    aliases = [CHALLENGER, CHAMPION] if is_champion else [CHALLENGER]
     verdict = {
         "model_name": name,
         "version": int(version),
@@ -112,11 +100,56 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "gate": {"split": "val", "metric": GATE_METRIC, **asdict(gate)},
     }
     run.note({**verdict, "promoted": gate.promoted})
-    content = _describe_content(params, workspace, report)
     run.log_dict(content | verdict | {"run_id": run.run_id}, "registration.json")
     write_json(workspace.registration_path, content)
     logger.info("register: version %s is %s; %s", version, " and ".join(aliases), gate.reason)
     return _tagged_metrics(report)
+
+
+def _check_evaluated(report: Mapping[str, Any], val: QuerySet, params: Params, workspace: Workspace) -> None:
+    """Refuse figures of other inputs than those that would be registered under them."""
+    index, pools = (read_json(folder / "meta.json") for folder in (workspace.index_dir, workspace.pools_dir))
+    if any(index[name] != pools[name] for name in _MADE_WITH):
+        raise StageError(f"{workspace.pools_dir} was made with another index than lies here; run retrieve again")
+    present = {
+        "pools_sha256": (workspace.pools_dir, hash_pools(load_query_set(workspace, "test").pools)),
+        "val_pools_sha256": (workspace.pools_dir, hash_pools(val.pools)),
+        "policy_digest": (workspace.policy_dir, compute_model_digest(workspace.policy_dir)),
+        "params_sha256": ("params.yaml", params.sha256()),
+    }
+    for name, (what, digest) in present.items():
+        if report.get(name) != digest:
+            raise StageError(f"{workspace.evaluation_dir} is of another state of {what}; run evaluate again")
+
+
+def _hash_content(content: Mapping[str, Any], workspace: Workspace) -> str:
+    """Return the hash that names a version by all that it is made of: model, parameters, results and code."""
+    files = [workspace.evaluation_dir / _VAL_RESULTS, *sorted(_PACKAGE_DIR.rglob("*.py"))]
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return hashlib.sha256(json.dumps([content, hashes, _list_requirements()], sort_keys=True).encode()).hexdigest()
+
+
+def _find_registered(client: mlflow.MlflowClient, name: str, content_sha256: str) -> str | None:
+    found = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT_TAG} = '{content_sha256}'")
+    return str(max(int(version.version) for version in found)) if found else None
+
+
+def _judge(
+    client: mlflow.MlflowClient,
+    champion: ModelVersion | None,
+    version: str | None,
+    candidate: Candidate,
+    report: Mapping[str, Any],
+    params: Params,
+) -> Gate:
+    """Compare the new policy on val with the champion, or with the full image where there is none."""
+    if champion is None:
+        return judge(candidate, "the full image", candidate.list_rows("full"), params)
+    bar = f"champion version {champion.version}"
+    if str(champion.version) == version:
+        return confirm(candidate, bar, params)
+    same_pools = all(champion.tags.get(name) == report[name] for name in _COMPARABLE)
+    return judge(candidate, bar, _load_rows(client, champion) if same_pools else None, params)
 
 
 def _describe_content(params: Params, workspace: Workspace, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,65 +158,11 @@ def _describe_content(params: Params, workspace: Workspace, report: Mapping[str,
     return {
         "model_name": params.register_.model_name,
         "policy_digest": compute_model_digest(workspace.policy_dir),
-        **{name: index[name] for name in ("encoder_digest", "documents_sha256")},
+        **{name: index[name] for name in _MADE_WITH},
         **{name: report[name] for name in _TAGGED_HASHES},
         "metrics": _tagged_metrics(report),
         "test_differences": {pair: values[GATE_METRIC] for pair, values in report["paired"].items()},
     }
-
-
-def judge(
-    client: mlflow.MlflowClient,
-    champion: ModelVersion | None,
-    report: Mapping[str, Any],
-    val_results: list[QueryResult],
-    val: QuerySet,
-    params: Params,
-) -> Gate:
-    """Compare the new policy on val with the champion, or with the full image where there is none."""
-    compare = partial(_compare_on_val, val_results, val, params)
-    best_rule: str | None = report["best_rule"]
-    to_rule = compare([row for row in val_results if row.method == best_rule]) if best_rule else None
-    bar = "the full image" if champion is None else f"champion version {champion.version}"
-    difference = None
-    if champion is None:
-        difference = compare([row for row in val_results if row.method == "full"])
-    elif all(champion.tags.get(name) == report[name] for name in _COMPARABLE):
-        difference = compare(_load_rows(client, champion))
-    if difference is not None:
-        reason = f"on val it {_say_against(bar, difference)}"
-        if to_rule is not None:
-            reason += f"; it {_say_against(f'the best rule, {best_rule}', to_rule)}"
-    elif any(pool.has_positive for pool in val.pools):
-        reason = f"{bar} was evaluated on other val pools; to replace it, move the alias by hand"
-    else:
-        reason = "no val pool holds a positive to compare by; move the alias by hand"
-    return Gate(
-        promoted=difference is not None and difference.low > 0.0,
-        bar=bar,
-        reason=reason,
-        difference=difference,
-        best_rule=best_rule,
-        minus_best_rule=to_rule,
-    )
-
-
-def _compare_on_val(
-    val_results: list[QueryResult], val: QuerySet, params: Params, bar_rows: list[QueryResult]
-) -> Difference | None:
-    """Return the new policy minus the bar in the gate's metric, query by query; None without a positive on val."""
-    if not any(pool.has_positive for pool in val.pools):
-        return None
-    ours = [row for row in val_results if row.method == METHOD]
-    table = ResultTable(ours + [_rename(row, "bar") for row in bar_rows], val.pools)
-    new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
-    bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
-    return compute_difference(new_Q, bar_Q, denominator_Q, val.queries, params.evaluate, seed=params.seed)
-
-
-def _say_against(bar: str, difference: Difference) -> str:
-    said = "beats" if difference.low > 0.0 else "does not beat"
-    return f"{said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"
 
 
 def find_version(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -204,13 +183,8 @@ def _load_rows(client: mlflow.MlflowClient, version: ModelVersion) -> list[Query
         return [row for row in load_results(Path(path)) if row.method == METHOD]
 
 
-def _rename(row: QueryResult, method: str) -> QueryResult:
-    return replace(row, method=method)
-
-
 def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
-    package_dir = Path(pipeline.__file__).parent
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, writing(Path(folder)), warnings.catch_warnings():
         params_path = Path(folder) / "params.yaml"
         params_path.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)), encoding="utf-8")
         artifacts = {
@@ -224,14 +198,18 @@ def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
         warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
         info: ModelInfo = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(package_dir / "serving.py"),
+            python_model=str(_PACKAGE_DIR / "serving.py"),
             artifacts={name: str(path) for name, path in artifacts.items()},
-            code_paths=[str(package_dir)],
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
+            code_paths=[str(_PACKAGE_DIR)],
+            pip_requirements=_list_requirements(),
             signature=signature,
             input_example=example,
         )
         return info
+
+
+def _list_requirements() -> list[str]:
+    return [f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS]
 
 
 def _find_whole_policy(params: Params, workspace: Workspace, merged_dir: Path) -> Path:

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from pipeline.config import Params
 from pipeline.core.metrics import compute_hit_at
 from pipeline.core.ranking import compute_outcome
@@ -22,6 +20,7 @@ from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, 
 from pipeline.learn.index import DocumentIndex, PictureFolder, load_index, score_candidates
 from pipeline.progress import track
 from pipeline.store import (
+    create_vectors,
     load_qrels,
     load_queries,
     replace_dir,
@@ -110,9 +109,7 @@ def collect_relevant(qrels: Sequence[Qrel]) -> dict[str, frozenset[str]]:
 def _embed_queries(
     encoder: Encoder, queries: Sequence[Query], pictures: PictureFolder, folder: Path, batch_size: int
 ) -> F32:
-    vectors_QD: F32 = np.lib.format.open_memmap(
-        folder / "query_vectors.npy", mode="w+", dtype=np.float32, shape=(len(queries), encoder.dim)
-    )
+    vectors_QD = create_vectors(folder / "query_vectors.npy", (len(queries), encoder.dim))
     tasks = (
         PictureTask(1, partial(pictures.load_squashed, [query.image_path], encoder.input_size_px)) for query in queries
     )

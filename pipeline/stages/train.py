@@ -18,7 +18,7 @@ from pipeline.learn.model_folder import check_base, compute_model_digest, note_b
 from pipeline.learn.policy import load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
-from pipeline.store import replace_dir, save_curves, save_rollouts
+from pipeline.store import replace_dir, save_curves, save_rollouts, writing
 from pipeline.tracking import StageRun
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
@@ -55,16 +55,17 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             f"{params.train.queries_per_step}; look at retrieve's recall, or lower it"
         )
     checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace)
-    record = train_rgrpo(
-        policy,
-        questions,
-        scorer,
-        params.train,
-        params.reward,
-        seed=params.seed,
-        log=run.log_metrics,
-        checkpoints_dir=checkpoints_dir,
-    )
+    with writing(checkpoints_dir):
+        record = train_rgrpo(
+            policy,
+            questions,
+            scorer,
+            params.train,
+            params.reward,
+            seed=params.seed,
+            log=run.log_metrics,
+            checkpoints_dir=checkpoints_dir,
+        )
     with replace_dir(workspace.policy_dir) as folder:
         policy.save(folder)
         note_base(folder, base_digest)

@@ -21,7 +21,7 @@ from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, train_sft
 from pipeline.progress import track
-from pipeline.store import replace_dir, save_curves, save_labels
+from pipeline.store import replace_dir, save_curves, save_labels, writing
 from pipeline.tracking import StageRun
 from pipeline.types import Malformed, RegionLabel
 from pipeline.workspace import Workspace
@@ -47,7 +47,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     with replace_dir(workspace.labels_dir) as folder:
         save_labels(folder / "labels.parquet", labels)
     examples = [SftExample(label, scorer.queries[label.query_id].question) for label in labels]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, writing(Path(scratch)):
         curve = train_sft(
             policy,
             examples,

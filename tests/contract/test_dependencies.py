@@ -8,18 +8,18 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from pipeline.config import BESIDE_EVALUATION, Params, load_params
+from pipeline.config import BESIDE_EVALUATION, MODEL_FOLDERS, NO_RESULT, Params, load_params
 from pipeline.stages import STAGE_NAMES
 from tests.import_closure import CHECKOUT, find_closure, has_code, list_sections
 
 # What a stage imports but what cannot change a byte of its outputs.
 BESIDE_RESULTS: Final = {
+    "pipeline/disk_faults.py": "what an error of a full disk says",
     "pipeline/environment.py": "how a process logs, ends and keeps off the network",
     "pipeline/progress.py": "draws a bar or a log line",
     "pipeline/tracking.py": "tells MLflow; stages take nothing back but the run's id, which goes into no tracked file",
 }
 SECTIONS: Final = frozenset(Params().model_dump(by_alias=True))
-NO_RESULT: Final = {"batches", "demo", "flow"}
 MODELS: Final = {
     "pipeline.learn.policy": "${policy.path}",
     "pipeline.learn.encoder": "${scorer.path}",
@@ -105,3 +105,10 @@ def test_shipped_parameters_spell_out_the_folders_that_dvc_reads(path: Path) -> 
     assert raw["scorer"]["path"] == params.scorer.path
     assert raw["policy"]["path"] == params.policy.path
     assert raw["evaluate"]["transfer_scorer"] == params.evaluate.transfer_scorer
+
+
+def test_what_dvc_looks_up_is_what_parameters_are_checked_for() -> None:
+    stages = [_read_stage(name) for name in ALL]
+    assert set().union(*(stage["params"] for stage in stages)) == SECTIONS - NO_RESULT
+    folders = {dep for stage in stages for dep in stage["deps"] if dep.startswith("${")}
+    assert folders == {f"${{{section}.{name}}}" for section, name in MODEL_FOLDERS}

@@ -84,14 +84,21 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_params_check_names_the_fault(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("train: {beta: 0.1}\n")
+    shipped = Path("params.yaml").read_text(encoding="utf-8")
+    path.write_text(shipped)
     ended = runner.invoke(cli.app, ["params", "check", str(path)])
     assert ended.exit_code == 0
     assert "sha256" in ended.stdout
-    path.write_text("train: {betta: 0.1}\n")
-    ended = runner.invoke(cli.app, ["params", "check", str(path)])
-    assert ended.exit_code == 2
-    assert "train.betta: unknown parameter" in ended.stderr
+    for text, said in (
+        (shipped.replace("  beta:", "  betta:"), "train.betta: unknown parameter"),
+        ("train: {beta: 0.1}\n", "DVC reads this file without our defaults, write out: seed, threads, data,"),
+        (shipped + "seed: 8\n", "`seed` stands there again, first in line 3; remove one"),
+    ):
+        path.write_text(text)
+        ended = runner.invoke(cli.app, ["params", "check", str(path)])
+        assert ended.exit_code == 2
+        assert said in ended.stderr
+        assert ended.stderr.count("\n") == 1
 
 
 def test_start_up_imports_nothing_heavy() -> None:

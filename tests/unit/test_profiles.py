@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def _git(root: Path, *arguments: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "params").mkdir()
-    (tmp_path / "params" / "small.yaml").write_text("seed: 1\n")
+    shutil.copy(_ROOT / "params" / "smoke.yaml", tmp_path / "params" / "small.yaml")
     (tmp_path / "params" / "broken.yaml").write_text("sead: 1\n")
+    (tmp_path / "params" / "short.yaml").write_text("seed: 1\n")
+    (tmp_path / "params" / "twice.yaml").write_text("seed: 1\ntrain:\n  beta: 1\n  beta: 2\n")
     (tmp_path / "params.yaml").write_text("seed: 7\n")
     _git(tmp_path, "init", "-q")
     _git(tmp_path, "add", ".")
@@ -70,7 +73,7 @@ def test_the_papers_profiles_hold_the_papers_recipe(name: str) -> None:
 
 def test_profile_becomes_the_current_parameters(checkout: Path) -> None:
     use_profile(checkout, "small")
-    assert (checkout / "params.yaml").read_text() == "seed: 1\n"
+    assert (checkout / "params.yaml").read_text() == (checkout / "params" / "small.yaml").read_text()
     use_profile(checkout, "small")  # nothing would be lost: it is the same content
 
 
@@ -90,7 +93,15 @@ def test_parameters_that_git_does_not_know_are_not_overwritten(checkout: Path) -
         use_profile(checkout, "small")
 
 
-@pytest.mark.parametrize(("name", "match"), [("../params", "no such profile; there are"), ("broken", "sead")])
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("../params", "no such profile; there are"),
+        ("broken", "sead"),
+        ("short", "write out: threads, data"),
+        ("twice", r"twice\.yaml: line 4: `beta` stands there again, first in line 3"),
+    ],
+)
 def test_a_profile_that_cannot_be_used_changes_nothing(checkout: Path, name: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         use_profile(checkout, name)

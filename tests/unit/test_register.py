@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from pipeline.learn.model_folder import compute_model_digest
 from pipeline.stages import evaluate, register
 from pipeline.store import load_results, read_json, save_pools, save_queries, save_results, write_json
 from pipeline.tracking import null_run, open_store, stage_run
-from pipeline.types import QueryResult
+from pipeline.types import Pool, QueryResult
 from tests.unit.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, build_fake_world
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
@@ -56,25 +58,56 @@ class FakeIndex:
         return np.take_along_axis(scores, rows, 1), rows
 
 
+@pytest.fixture(scope="module")
+def scorer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scorer")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation_dir(tmp_path_factory: pytest.TempPathFactory, scorer_dir: Path) -> Iterator[Path]:
+    """What evaluate says of the fake world, which is the same each time that it is built."""
+    with pytest.MonkeyPatch.context() as patch:
+        world = build_fake_world(tmp_path_factory.mktemp("evaluated"), patch, num_queries=24, num_val=48)
+        evaluate.run(_params(scorer_dir), world.workspace, null_run())
+        yield world.workspace.evaluation_dir
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation_dir: Path, scorer_dir: Path) -> FakeWorld:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     world = build_fake_world(tmp_path, monkeypatch, num_queries=24, num_val=48)
-    evaluate.run(PARAMS, world.workspace, null_run())
-    for folder in (world.workspace.index_dir, tmp_path / "scorer"):
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    write_json(world.workspace.index_dir / "meta.json", {"encoder_digest": "e", "documents_sha256": "d"})
+    shutil.copytree(evaluation_dir, world.workspace.evaluation_dir)
+    world.workspace.index_dir.mkdir(parents=True)
+    (world.workspace.index_dir / "config.json").write_text("{}")
+    for folder in (world.workspace.index_dir, world.workspace.pools_dir):
+        write_json(folder / "meta.json", {"encoder_digest": "e", "documents_sha256": "d"})
+    (tmp_path / "scorer").symlink_to(scorer_dir)
     monkeypatch.setattr(encoder_module, "load_encoder", lambda *_: FakeEncoder())
     monkeypatch.setattr(index_module, "load_index", lambda _folder, _digest: FakeIndex())
     return world
 
 
-def _register(world: FakeWorld) -> dict[str, Any]:
-    root = world.workspace.data_dir.parent
+def _params(scorer_dir: Path) -> Params:
     raw = PARAMS.model_dump(mode="json", by_alias=True)
-    params = Params.model_validate({**raw, "scorer": {"path": str(root / "scorer")}})
-    with stage_run("register", params, root) as run:
+    return Params.model_validate({**raw, "scorer": {"path": str(scorer_dir)}})
+
+
+def _params_of(world: FakeWorld) -> Params:
+    return _params((world.workspace.data_dir.parent / "scorer").resolve())
+
+
+def _evaluate_another(world: FakeWorld) -> None:
+    """Put other weights in the policy's place; the fake one answers as before."""
+    config = world.workspace.policy_dir / "config.json"
+    config.write_text(config.read_text() + " ")
+    evaluate.run(_params_of(world), world.workspace, null_run())
+
+
+def _register(world: FakeWorld) -> dict[str, Any]:
+    params = _params_of(world)
+    with stage_run("register", params, world.workspace.data_dir.parent) as run:
         figures = register.run(params, world.workspace, run)
     assert not {"version", "promoted"} & figures.keys()
     return dict(run.facts)
@@ -121,7 +154,8 @@ def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld
     path = world.workspace.registration_path
     _register(world)
     first = path.read_bytes()
-    assert _register(world)["version"] == 2
+    open_store(world.workspace.data_dir.parent).delete_registered_model("region-r1")
+    assert _register(world)["version"] == 1
     assert path.read_bytes() == first
     content = read_json(path)
     report = read_json(world.workspace.evaluation_dir / "report.json")
@@ -132,7 +166,8 @@ def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld
 
 def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld) -> None:
     _register(world)
-    told = _register(world)  # the same policy again
+    _evaluate_another(world)
+    told = _register(world)
     assert (told["version"], told["aliases"]) == (2, ["challenger"])
     assert told["gate"]["bar"] == "champion version 1"
     assert told["gate"]["difference"]["mean"] == 0.0
@@ -143,12 +178,13 @@ def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld)
     save_results(path, [row if row.method != "rgrpo" else _put_first(row, world) for row in rows])
     assert _register(world)["aliases"] == ["challenger", "champion"]
 
-    report = read_json(folder / "report.json")
-    write_json(folder / "report.json", {**report, "val_pools_sha256": "others"})
+    client = open_store(world.workspace.data_dir.parent)
+    client.set_model_version_tag("region-r1", "3", "val_pools_sha256", "others")
+    _evaluate_another(world)
     told = _register(world)
     assert told["aliases"] == ["challenger"]
     assert "other val pools" in told["gate"]["reason"]
-    aliases = open_store(world.workspace.data_dir.parent).get_registered_model("region-r1").aliases
+    aliases = client.get_registered_model("region-r1").aliases
     assert {name: int(version) for name, version in aliases.items()} == {"challenger": 4, "champion": 3}
 
 
@@ -180,7 +216,7 @@ def test_without_val_nothing_is_promoted(tmp_path: Path, world: FakeWorld) -> No
     workspace = world.workspace
     save_queries(workspace.tables_dir / "queries.parquet", world.queries)
     save_pools(workspace.pools_dir / "pools.parquet", world.pools)
-    evaluate.run(PARAMS, workspace, null_run())
+    evaluate.run(_params_of(world), workspace, null_run())
     told = _register(world)
     assert told["aliases"] == ["challenger"]
     assert "no val pool holds a positive" in told["gate"]["reason"]
@@ -196,10 +232,87 @@ def test_register_needs_an_evaluation_and_a_store(world: FakeWorld) -> None:
         register.run(PARAMS, world.workspace, SimpleNamespace(run_id="r"))  # type: ignore[arg-type]
 
 
+def test_the_same_content_keeps_its_version(world: FakeWorld) -> None:
+    first, again = _register(world), _register(world)
+    assert first["version"] == again["version"] == 1
+    assert again["aliases"] == ["challenger", "champion"]
+    assert again["gate"]["reason"] == "it is the champion already"
+    assert len(open_store(world.workspace.data_dir.parent).search_model_versions("name = 'region-r1'")) == 1
+
+
+@pytest.mark.parametrize("num_aliases", [0, 1])
+def test_a_run_that_was_killed_after_its_version_is_finished_by_the_next(
+    world: FakeWorld, num_aliases: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    left = num_aliases
+    real = mlflow.MlflowClient.set_registered_model_alias
+
+    def set_alias(*arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise SystemExit(137)
+        real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", set_alias)
+        _register(world)
+    assert not world.workspace.registration_path.exists()
+    told = _register(world)
+    assert (told["version"], told["aliases"]) == (1, ["challenger", "champion"])
+    assert told["gate"]["bar"] == "the full image"
+    client = open_store(world.workspace.data_dir.parent)
+    assert client.get_model_version_by_alias("region-r1", "champion").version == 1
+    assert len(client.search_model_versions("name = 'region-r1'")) == 1
+    assert world.workspace.registration_path.exists()
+
+
+def test_figures_of_other_inputs_are_not_registered(world: FakeWorld) -> None:
+    spaces = world.workspace
+    pools, config, meta = (
+        spaces.pools_dir / "pools.parquet",
+        spaces.policy_dir / "config.json",
+        spaces.index_dir / "meta.json",
+    )
+    changes: list[tuple[Path, Callable[[], object], str]] = [
+        (pools, lambda: save_pools(pools, _reverse(world)), "of another state of .*pools; run evaluate again"),
+        (config, lambda: config.write_text("[]"), "of another state of .*policy; run evaluate again"),
+        (meta, lambda: write_json(meta, {"encoder_digest": "x", "documents_sha256": "d"}), "run retrieve again"),
+    ]
+    with stage_run("register", _params_of(world), spaces.data_dir.parent) as run:
+        for path, change, said in changes:
+            before = path.read_bytes()
+            change()
+            with pytest.raises(StageError, match=said) as caught:
+                register.run(_params_of(world), spaces, run)
+            assert "\n" not in str(caught.value)
+            path.write_bytes(before)
+        other = _params_of(world).model_copy(update={"seed": 99})
+        with pytest.raises(StageError, match=r"of params\.yaml; run evaluate again"):
+            register.run(other, spaces, run)
+    assert open_store(spaces.data_dir.parent).search_registered_models() == []
+
+
+def test_queries_that_were_added_since_ask_for_another_evaluation(world: FakeWorld) -> None:
+    new = replace(world.val_pools[0], query_id="v99"), replace(world.val_queries[0], query_id="v99")
+    save_pools(world.workspace.pools_dir / "pools.parquet", [*world.pools, *world.val_pools, new[0]])
+    save_queries(world.workspace.tables_dir / "queries.parquet", [*world.queries, *world.val_queries, new[1]])
+    with pytest.raises(StageError, match="run evaluate again"):
+        register.run(_params_of(world), world.workspace, SimpleNamespace(run_id="r"))  # type: ignore[arg-type]
+
+
 def test_requirements_name_installed_packages() -> None:
     import importlib.metadata
 
     assert all(importlib.metadata.version(name) for name in register._REQUIREMENTS)
+
+
+def _reverse(world: FakeWorld) -> list[Pool]:
+    """Give the val queries other pools: the same candidates from the other end."""
+    turned = [replace(pool, doc_ids=pool.doc_ids[::-1], relevance=pool.relevance[::-1]) for pool in world.val_pools]
+    return [*world.pools, *turned]
 
 
 def _put_first(row: QueryResult, world: FakeWorld) -> QueryResult:

@@ -1,0 +1,51 @@
+"""YAML files of parameters: one mapping, in which no name stands twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that stands twice, as DVC does; PyYAML would take the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as PyYAML has it
+        """Return a mapping as it is written: `<<` has not brought in others yet, which its names may override."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first_rows: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            row = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in first_rows:
+                raise _DuplicateKeyError(key.value, row, first_rows[key.tag, key.value])
+            if isinstance(key, yaml.ScalarNode):
+                first_rows[key.tag, key.value] = row
+        return node
+
+
+class _DuplicateKeyError(Exception):
+    def __init__(self, key: str, row: int, first_row: int) -> None:
+        super().__init__(f"line {row}: `{key}` stands there again, first in line {first_row}; remove one")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, holds something else, or a name stands twice in one mapping.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except _DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    # ValueError: a number of thousands of digits, a date that is none.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections")
+    return raw
