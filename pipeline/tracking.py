@@ -351,8 +351,6 @@ def _silence_mlflow() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow  # noqa: F401  (imported here so that its import-time warnings stay quiet)
-    # About models of MLflow's own, when mlflow.pyfunc is first imported.
-    warnings.filterwarnings("ignore", r".*type hint.* is inferred as AnyType", UserWarning)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
