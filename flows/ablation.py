@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -21,12 +20,15 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.environment import find_root
-from flows.tasks import CACHED, USER_ERROR, StageContext, can_retry, report_end, repro, run_on_pool
+from flows.pools import run_on_pool
+from flows.steps import BUSY, CACHED, USER_ERROR, StageContext, StepStop, check_step
+from flows.tasks import can_retry, report_end, repro
 from pipeline.ablation.arms import ARMS, find_arm
 from pipeline.ablation.page import write_summary
 from pipeline.ablation.summary import summarise
 from pipeline.config import Params, load_params
-from pipeline.errors import RegionR1Error
+from pipeline.errors import BusyError, RegionR1Error
+from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
 from pipeline.workspace import Workspace
 
@@ -57,34 +59,35 @@ def region_r1_ablation(arms: list[str] | None = None) -> State[Any]:
         workspace = Workspace.at(root)
         if not workspace.sft_dir.is_dir():
             raise RegionR1Error(f"{workspace.sft_dir} is missing; `region-r1 run` first")
-        with parent_run(flow_run.get_name() or "region-r1-ablation", root) as run_id:
-            return _run_arms(root, params, names, run_id)
+        with (
+            hold_run_lock(root, wait_s=params.flow.busy_timeout_s, say=get_run_logger().warning) as lock,
+            parent_run(flow_run.get_name() or "region-r1-ablation", root) as run_id,
+        ):
+            return _run_arms(StageContext.of(root, params, run_id), params, names, lock)
+    except StepStop as stop:
+        return stop.state
+    except BusyError as error:
+        return Failed(name=BUSY, message=str(error))
     except RegionR1Error as error:
         return Failed(name=USER_ERROR, message=str(error))
 
 
-def _run_arms(root: Path, params: Params, names: Sequence[str], run_id: str) -> State[Any]:
+def _run_arms(context: StageContext, params: Params, names: Sequence[str], lock: RunLock) -> State[Any]:
     logger = get_run_logger()
-    context = StageContext(
-        root=root,
-        parent_run_id=run_id,
-        placement=params.flow.placement,
-        timeout_s=params.flow.stage_timeout_s,
-    )
     seconds: list[float] = []
     for number, name in enumerate(names):
         left = f", at most {_estimate_min(seconds, len(names) - number)} min left" if seconds else ""
         logger.info("arm %d of %d: %s%s", number + 1, len(names), name, left)
+        lock.enter(f"ablate {name}")
         started = time.monotonic()
-        state = arm_task(name, context, return_state=True)
-        if not state.is_completed():
-            return Failed(name=state.name, message=state.message)
+        state = check_step(arm_task(name, context, return_state=True))
         if state.name != CACHED:
             seconds.append(time.monotonic() - started)
-    markdown = write_summary(summarise(params, Workspace.at(root)), Workspace.at(root))
+    workspace = Workspace.at(context.root)
+    markdown = write_summary(summarise(params, workspace), workspace)
     create_markdown_artifact(key=ARTIFACT_KEY, markdown=markdown, description="Region-R1: ablations")
     message = f"{len(names)} arms: {len(names) - len(seconds)} unchanged, {len(seconds)} ran"
-    logger.info("%s; MLflow run %s", message, run_id)
+    logger.info("%s; MLflow run %s", message, context.parent_run_id)
     return Completed(message=message)
 
 

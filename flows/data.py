@@ -7,28 +7,33 @@ Exit codes: 0 done, 2 something the user can mend (one line on stderr), 75 the r
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.environment import child_environment, find_root
+from flows.outcome import Kind, Outcome
+from pipeline.errors import write_on_one_line
+from pipeline.run_lock import describe_busy
 
 DATA_FILE = "data.dvc"
 UNCHANGED = "data/ is as data.dvc says"
-USER_ERROR_CODE = 2
-UNAVAILABLE_CODE = 75  # EX_TEMPFAIL of sysexits.h
+_CODES: dict[Kind, int] = {"user_error": 2, "busy": 2, "unavailable": 75}  # 75: EX_TEMPFAIL of sysexits.h
 
 
 class DataStepError(Exception):
     """data/ cannot be made what data.dvc names; the text is one line.
 
-    The stages' exception tree stays out of here: this step runs in checkouts whose code it need not import.
+    Args:
+        reason: why, in one line.
+        kind: what a flow makes of it.
     """
 
-    def __init__(self, reason: str, *, code: int = USER_ERROR_CODE) -> None:
-        self.code = code
+    def __init__(self, reason: str, *, kind: Kind = "user_error") -> None:
+        self.kind: Kind = kind
         super().__init__(reason)
 
 
@@ -39,6 +44,7 @@ def materialise_data(root: Path, generate: Callable[[Path], None]) -> str:
         DataStepError: data/ differs from data.dvc, or there is no data.dvc.
     """
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     if not (root / DATA_FILE).is_file():
@@ -46,8 +52,12 @@ def materialise_data(root: Path, generate: Callable[[Path], None]) -> str:
     try:
         with Repo(str(root)) as repo:
             return _materialise(repo, root, generate)
+    except LockError as error:
+        raise DataStepError(describe_busy(root, 0), kind="busy") from error
     except DvcException as error:
-        raise DataStepError(f"dvc: {' '.join(str(error).split())}") from error
+        raise DataStepError(f"dvc: {write_on_one_line(error)}") from error
+    except OSError as error:
+        raise DataStepError(f"{error.filename or 'data/'}: {error.strerror or error}") from error
 
 
 def _materialise(repo: Any, root: Path, generate: Callable[[Path], None]) -> str:  # noqa: ANN401 - dvc is untyped
@@ -98,8 +108,8 @@ def _pull(repo: Any) -> bool:  # noqa: ANN401 - dvc is untyped
     except CheckoutError:  # reached, but it does not have them
         return False
     except Exception as error:  # whatever the remote's client library raises
-        reason = f"the default DVC remote cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-        raise DataStepError(reason, code=UNAVAILABLE_CODE) from error
+        reason = f"the default DVC remote cannot be read: {write_on_one_line(error) or type(error).__name__}"
+        raise DataStepError(reason, kind="unavailable") from error
     return True
 
 
@@ -110,14 +120,21 @@ def _generate_demo(root: Path) -> None:
         raise DataStepError(f"`region-r1 demo make-data` exited with {ended.returncode}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the step in the checkout that the current folder belongs to."""
+    parser = argparse.ArgumentParser(prog="python -m flows.data", description="Make data/ what data.dvc names.")
+    parser.add_argument("--outcome", type=Path, metavar="FILE", help="where a flow wants the outcome, as JSON")
+    options = parser.parse_args(arguments)
     try:
-        sys.stdout.write(materialise_data(find_root(), _generate_demo) + "\n")
+        said = materialise_data(find_root(), _generate_demo)
+        sys.stdout.write(said + "\n")
+        outcome = Outcome(kind="unchanged" if said.startswith(UNCHANGED) else "done", message=said)
     except DataStepError as error:
         sys.stderr.write(f"error: {error}\n")
-        return error.code
-    return 0
+        outcome = Outcome(kind=error.kind, message=str(error))
+    if options.outcome:
+        outcome.write(options.outcome)
+    return _CODES.get(outcome.kind, 0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from flows.supervise import end_supervised, supervised_command
 
 STDERR_FD = 2
 FLOW_GRACE_S = 25.0  # longer than a stage's, so that the flow can report how it ended
+_CODES = {0, 1, 2}  # of a flow that ended by itself
 
 
 def main(only: str | None = None, root: Path | None = None) -> int:
@@ -49,7 +50,14 @@ def _launch(module: str, arguments: Sequence[str], root: Path, stdout: int | Non
         text=True,
     )
     try:
-        return process.wait()
+        code = process.wait()
     except KeyboardInterrupt:
         end_supervised(process, grace_s=FLOW_GRACE_S)
         return 130
+    if code not in _CODES:  # it was ended, and may not have closed its MLflow run
+        from pipeline.tracking import close_dead_runs
+
+        sys.stderr.write(f"error: the flow ended with code {code}\n")
+        close_dead_runs(root)
+        return 1
+    return code

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -17,10 +16,12 @@ from prefect.states import Completed, Failed
 
 from flows.environment import find_root
 from flows.launch import main
+from flows.steps import BUSY, CACHED, USER_ERROR, StageContext, StepStop, check_step
 from flows.summary import publish_summary
-from flows.tasks import CACHED, STAGE_TASKS, USER_ERROR, StageContext, data_task, report_end, repro
-from pipeline.config import Params, load_params
-from pipeline.errors import RegionR1Error
+from flows.tasks import STAGE_TASKS, data_task, report_end, repro
+from pipeline.config import load_params
+from pipeline.errors import BusyError, RegionR1Error
+from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
 
 __all__ = ["main", "region_r1", "region_r1_stage"]
@@ -37,24 +38,26 @@ def region_r1(only: str | None = None) -> State[Any]:
     try:
         params = load_params(root / "params.yaml")
         stages = _select(only)
-        with parent_run(flow_run.get_name() or "region-r1", root) as run_id:
-            return _run_stages(root, params, stages, run_id)
-    except _StageStop as stop:
+        with (
+            hold_run_lock(root, wait_s=params.flow.busy_timeout_s, say=get_run_logger().warning) as lock,
+            parent_run(flow_run.get_name() or "region-r1", root) as run_id,
+        ):
+            return _run_stages(StageContext.of(root, params, run_id), stages, lock)
+    except StepStop as stop:
         return stop.state
+    except BusyError as error:
+        return Failed(name=BUSY, message=str(error))
     except RegionR1Error as error:
         return Failed(name=USER_ERROR, message=str(error))
 
 
 @flow(name="region-r1-stage", persist_result=False)
-def region_r1_stage(stage: str, parent_run_id: str, timeout_s: float) -> State[Any]:
+def region_r1_stage(stage: str, parent_run_id: str, timeout_s: float, busy_timeout_s: float) -> State[Any]:
     """Bring one stage up to date on this worker's machine; called when flow.placement is `pools`."""
-    return repro(stage, StageContext(root=find_root(), parent_run_id=parent_run_id, timeout_s=timeout_s))
-
-
-class _StageStop(Exception):
-    def __init__(self, state: State[Any]) -> None:
-        self.state = state
-        super().__init__(state.message)
+    context = StageContext(
+        root=find_root(), parent_run_id=parent_run_id, timeout_s=timeout_s, busy_timeout_s=busy_timeout_s
+    )
+    return repro(stage, context)
 
 
 def _select(only: str | None) -> list[str]:
@@ -65,28 +68,18 @@ def _select(only: str | None) -> list[str]:
     return [only]
 
 
-def _run_stages(root: Path, params: Params, stages: list[str], run_id: str) -> State[Any]:
-    context = StageContext(
-        root=root,
-        parent_run_id=run_id,
-        placement=params.flow.placement,
-        timeout_s=params.flow.stage_timeout_s,
-    )
-    states = {"data": data_task(context, return_state=True)}
-    _check(states["data"])
+def _run_stages(context: StageContext, stages: list[str], lock: RunLock) -> State[Any]:
+    lock.enter("data")
+    states = {"data": check_step(data_task(context, return_state=True))}
     for stage in stages:
-        states[stage] = STAGE_TASKS[stage](context, return_state=True)
-        _check(states[stage])
-    publish_summary(root, run_id, {name: state.name or "Completed" for name, state in states.items()})
+        lock.enter(stage)
+        states[stage] = check_step(STAGE_TASKS[stage](context, return_state=True))
+    run_id = context.parent_run_id
+    publish_summary(context.root, run_id, {name: state.name or "Completed" for name, state in states.items()})
     num_cached = sum(states[stage].name == CACHED for stage in stages)
     message = f"{len(stages)} stages: {num_cached} unchanged, {len(stages) - num_cached} ran"
     get_run_logger().info("%s; MLflow run %s", message, run_id)
     return Completed(message=message)
-
-
-def _check(state: State[Any]) -> None:
-    if not state.is_completed():
-        raise _StageStop(Failed(name=state.name, message=state.message))
 
 
 def run_here(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from flows.supervise import end_supervised, supervised_command
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 180.0
+# Of MLflow's server about a library of its own.
+_QUIET = "ignore:starlette.middleware.wsgi is deprecated:UserWarning"
 
 
 def serve_uis(
@@ -77,7 +79,8 @@ def _serve_mlflow(root: Path, url: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlruns/mlflow.db"]
     command += ["--host", HOST, "--port", url.rpartition(":")[2], "--workers", "1"]
     # Job execution would start eight more processes of 245 MB each.
-    with _supervised(command, root, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false") as process:
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": _QUIET}
+    with _supervised(command, root, **env) as process:
         yield process
 
 

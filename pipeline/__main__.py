@@ -13,11 +13,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import load_params
-from pipeline.environment import limit_threads, run_to_exit_code
-from pipeline.errors import ConfigError
-from pipeline.stages import STAGES
-from pipeline.workspace import Workspace
+from pipeline.interpreter import ensure_packages
+
+ensure_packages("pipeline")  # before the first import of a package
+
+from pipeline.config import load_params  # noqa: E402
+from pipeline.environment import limit_threads, run_to_exit_code  # noqa: E402
+from pipeline.errors import ConfigError  # noqa: E402
+from pipeline.metrics_files import restore_metrics  # noqa: E402
+from pipeline.stages import STAGES  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
 
 logger = logging.getLogger("pipeline")
 
@@ -41,6 +46,7 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     """
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
+    restore_metrics(root, stage)
     params = load_params(params_path)
     limit_threads(params.threads)
     workspace = Workspace.at(root)

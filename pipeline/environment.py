@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -26,15 +27,27 @@ TELEMETRY_OFF: Final = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
 }
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# What libraries say of one another, and nobody but their authors can mend.
+_LIBRARIES_OF_LIBRARIES: Final = (
+    # trl 1.16 and peft 0.21 ask transformers 5.23 by its old names, trl before every generation.
+    (r"`(is_gradient_checkpointing|gradient_checkpointing_(enable|disable))` is deprecated", FutureWarning),
+    # mlflow.pyfunc, on import, about models of MLflow's own.
+    (r".*type hint is inferred as AnyType", UserWarning),
+)
 _LOCAL_MODELS: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def prepare_process() -> None:
-    """Set the environment that libraries read at import, and send our log lines to stderr, others' warnings too."""
+    """Set the environment that libraries read at import, and send our log lines to stderr, others' warnings too.
+
+    Left out is what libraries say of one another.
+    """
     os.environ.update(TELEMETRY_OFF)
     os.environ.update(_LOCAL_MODELS)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.INFO)
+    for message, category in _LIBRARIES_OF_LIBRARIES:
+        warnings.filterwarnings("ignore", message, category)
 
 
 def limit_threads(num_threads: int) -> None:

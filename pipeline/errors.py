@@ -5,7 +5,8 @@ RegionR1Error
 ├── DataError      raw data or a table: names the file and, where there is one, the row
 ├── ModelError     a model folder: missing, of another family, unsafe format
 ├── WriteError     a file or folder cannot be written: no room, no right, too many open files
-└── StageError     a stage cannot do its work: an input stage has not run, nothing is left to train on
+├── StageError     a stage cannot do its work: an input stage has not run, nothing is left to train on
+└── BusyError      another run works in the checkout
 
 Every one of them is the user's to mend: the command line prints the message as one line on stderr and exits
 with code 2. Anything else is a fault of ours and keeps its traceback.
@@ -30,6 +31,10 @@ class ModelError(RegionR1Error):
 
 class StageError(RegionR1Error):
     """A stage cannot do its work with the inputs that it finds."""
+
+
+class BusyError(RegionR1Error):
+    """Another run works in the checkout; the text says which."""
 
 
 class DataError(RegionR1Error):

@@ -48,7 +48,13 @@ class _LoggedProgress:
         self._last_said = now
         rate = self._num_done / (now - self._started)
         if self._total is None:
-            logger.info("%s %d, %.0f a second", self._what, self._num_done, rate)
+            logger.info("%s %d, %s", self._what, self._num_done, _format_rate(rate))
             return
         left_s = (self._total - self._num_done) / rate
-        logger.info("%s %d of %d, %.0f a second, %.0f s left", self._what, self._num_done, self._total, rate, left_s)
+        said = _format_rate(rate)
+        logger.info("%s %d of %d, %s, %.0f s left", self._what, self._num_done, self._total, said, left_s)
+
+
+def _format_rate(rate: float) -> str:
+    """Return items a second, or seconds an item where that would be a small fraction."""
+    return f"{rate:.0f} a second" if rate >= 2.0 else f"{1.0 / rate:.1f} s each"

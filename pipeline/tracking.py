@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import Params
 from pipeline.errors import DataError
+from pipeline.processes import ProcessStamp
 from pipeline.workspace import read_data_md5
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "region-r1"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"
 MAX_DIGEST_CHARS = 36
+_PROCESS_TAG = "region_r1.process"
 _INHERITED_TAGS = frozenset({"stage", "git_commit", "mlflow.source.git.commit", "data_md5"})
 _WRITTEN_BY_RUNS = (":(exclude)dvc.lock", ":(exclude)ablation/dvc.lock", ":(exclude)artifacts")
 _QUIET_ENVIRONMENT = {
@@ -38,6 +40,7 @@ _QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -181,6 +184,7 @@ class _MlflowRun:
         own = self._client.get_run(self._run_id)
         tags = {key: value for key, value in own.data.tags.items() if key in _INHERITED_TAGS}
         tags |= {"params_sha256": params.sha256(), "seed": str(params.seed), "mlflow.parentRunId": self._run_id}
+        tags |= _describe_process()
         child = self._client.create_run(own.info.experiment_id, run_name=name, tags=tags)
         child_id = child.info.run_id
         with _closing_with_fate(lambda status: self._client.set_terminated(child_id, status)):
@@ -207,10 +211,12 @@ def stage_run(stage: str, params: Params, root: Path) -> Iterator[StageRun]:
         root: the checkout, where mlruns/, data.dvc and the commit are looked up.
     """
     client = open_store(root)
+    _close_dead_runs(client)
     import mlflow
 
     parent_id = os.environ.get(PARENT_RUN_VARIABLE)
     tags = {"stage": stage, "params_sha256": params.sha256(), "seed": str(params.seed)} | _describe_code(root)
+    tags |= _describe_process()
     if parent_id:
         tags["mlflow.parentRunId"] = parent_id
     active = mlflow.start_run(run_name=stage, nested=True, tags=tags)
@@ -235,10 +241,31 @@ def parent_run(name: str, root: Path | None = None) -> Iterator[str]:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:  # open_store made it; only somebody deleting it meanwhile gets here
         raise DataError(f"MLflow experiment {EXPERIMENT!r} is gone")
-    run = client.create_run(experiment.experiment_id, run_name=name, tags={"stage": "flow"} | _describe_code(root))
+    _close_dead_runs(client)
+    tags = {"stage": "flow"} | _describe_code(root) | _describe_process()
+    run = client.create_run(experiment.experiment_id, run_name=name, tags=tags)
     run_id = run.info.run_id
     with _closing_with_fate(lambda status: client.set_terminated(run_id, status)):
         yield run_id
+
+
+def close_dead_runs(root: Path) -> None:
+    """Close the runs of processes of this machine that ended without doing so, as KILLED.
+
+    A process that SIGKILL ends closes nothing: its run would count as running for ever. Every run that is opened does
+    the same first; this is for who has just seen one die.
+    """
+    _close_dead_runs(open_store(root))
+
+
+def _close_dead_runs(client: MlflowClient) -> None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return
+    for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
+        stamp = ProcessStamp.parse(run.data.tags.get(_PROCESS_TAG, ""))
+        if stamp is not None and stamp.has_ended():
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def open_store(root: Path) -> MlflowClient:
@@ -302,6 +329,10 @@ def _describe_code(root: Path) -> dict[str, str]:
     return {} if commit is None else {"git_commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
 
 
+def _describe_process() -> dict[str, str]:
+    return {_PROCESS_TAG: str(ProcessStamp.of_this_process())}
+
+
 def _log_data_input(client: MlflowClient, run_id: str, root: Path, stage: str) -> None:
     md5 = read_data_md5(root / "data")
     if md5 is None:
@@ -350,10 +381,10 @@ class _End(Protocol):
 def _closing_with_fate(end: _End) -> Iterator[None]:
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        end("KILLED")
-        raise
-    except BaseException:
+    except Exception:
         end("FAILED")
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM, Prefect's signal of a cancelled flow
+        end("KILLED")
         raise
     end("FINISHED")

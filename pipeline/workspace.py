@@ -111,6 +111,11 @@ class Workspace:
         """What is true of a stage's last run here alone: commit, MLflow run, parameters, times; git and DVC skip it."""
         return self.artifacts_dir / "provenance" / f"{stage}.json"
 
+    @property
+    def run_lock_path(self) -> Path:
+        """Held by the flow run that is going on; beside it, as JSON, who and where it is."""
+        return self.artifacts_dir / "run.lock"
+
 
 def read_data_md5(data_dir: Path) -> str | None:
     """Return the hash of a data folder from the `.dvc` file beside it, or None without that file.

@@ -12,10 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.ablation.arms import ARMS, apply_arm, find_arm
-from pipeline.config import load_params
-from pipeline.environment import limit_threads, run_to_exit_code
-from pipeline.workspace import Workspace
+from pipeline.interpreter import ensure_packages
+
+ensure_packages("pipeline.ablation")  # before the first import of a package
+
+from pipeline.ablation.arms import ARMS, apply_arm, find_arm  # noqa: E402
+from pipeline.config import load_params  # noqa: E402
+from pipeline.environment import limit_threads, run_to_exit_code  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
 
 logger = logging.getLogger("pipeline")
 

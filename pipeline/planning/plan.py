@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config import Params
+from pipeline.errors import write_on_one_line
 from pipeline.planning import sizes
 from pipeline.planning.sizes import GB, Memory, ModelSize
+from pipeline.run_lock import Holder, find_holder
 from pipeline.stages import STAGE_NAMES
 from pipeline.store import read_json
 from pipeline.workspace import Workspace
@@ -58,12 +57,22 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that `region-r1 plan` says."""
+    """Everything that `region-r1 plan` says.
+
+    Attributes:
+        params_sha256: hash of the parameters behind an evaluation.
+        device: where the models would lie.
+        models: what is known of each.
+        stages: the stages in order.
+        going_on: who works in the checkout now; what is stale is known when it has ended.
+        dvc: why DVC cannot say what is stale; empty where it can, or where a run is going on.
+    """
 
     params_sha256: str
     device: Device
     models: tuple[ModelSize, ...]
     stages: tuple[StagePlan, ...]
+    going_on: Holder | None
     dvc: str
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +95,8 @@ def build_plan(params: Params, root: Path) -> Plan:
         ModelError: a model's folder is there, but its header is broken.
     """
     device = find_device(params)
-    stale, said = ask_dvc(root)
+    holder = find_holder(root)
+    stale, said = ask_dvc(root) if holder is None else (None, "")
     policy, scorer = sizes.measure_policy(params.policy), sizes.measure_scorer(params.scorer)
     models = [policy, scorer]
     if params.second_scorer is not None:
@@ -103,7 +113,14 @@ def build_plan(params: Params, root: Path) -> Plan:
         )
         for name in STAGE_NAMES
     )
-    return Plan(params_sha256=params.sha256(), device=device, models=tuple(models), stages=stages, dvc=said)
+    return Plan(
+        params_sha256=params.sha256(),
+        device=device,
+        models=tuple(models),
+        stages=stages,
+        going_on=holder,
+        dvc=said,
+    )
 
 
 def find_device(params: Params) -> Device:
@@ -122,11 +139,15 @@ def find_device(params: Params) -> Device:
 
 def ask_dvc(root: Path) -> tuple[frozenset[str] | None, str]:
     """Return the stages that DVC holds stale, or None, and what DVC says otherwise."""
-    line = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
-    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return None, f"DVC cannot say what is stale: {' '.join(done.stderr.split())[-200:]}"
-    return frozenset(str(name) for name in json.loads(done.stdout)), ""
+    from dvc.config import ConfigError
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            return frozenset(str(name) for name in repo.status(targets=[str(root / "dvc.yaml")])), ""
+    except (DvcException, ConfigError, OSError) as error:
+        return None, f"DVC cannot say what is stale: {write_on_one_line(error)}"
 
 
 def _estimate(

@@ -10,7 +10,7 @@ from pipeline.planning.sizes import GB
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print stages, models and memory."""
+    """Print stages, models and memory, and the run that is going on."""
     stages = Table(title="stages", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("stage", "stale", "GB, estimate", "expected time"):
         stages.add_column(column)
@@ -38,5 +38,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         total = stage.memory.total()
         if total is not None and total > device.total:
             console.print(f"{stage.name} is expected to need more than that", highlight=False)
+    if plan.going_on is not None:
+        said = f"a run is going on: {plan.going_on.describe()}; what is stale is known when it has ended"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     if plan.dvc:
         console.print(plan.dvc, highlight=False)

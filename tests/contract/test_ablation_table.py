@@ -30,7 +30,7 @@ def arm_stage() -> dict[str, Any]:
 
 def test_the_matrix_names_the_arms(arm_stage: dict[str, Any]) -> None:
     assert arm_stage["matrix"] == {"name": list(ARMS)}
-    assert arm_stage["cmd"] == "python -m pipeline.ablation ${item.name}"
+    assert arm_stage["cmd"] == "python3 -m pipeline.ablation ${item.name}"
     assert all(name == arm.name for name, arm in ARMS.items())
 
 

@@ -16,6 +16,9 @@ from tests.import_closure import CHECKOUT, find_closure, has_code, list_sections
 BESIDE_RESULTS: Final = {
     "pipeline/disk_faults.py": "what an error of a full disk says",
     "pipeline/environment.py": "how a process logs, ends and keeps off the network",
+    "pipeline/interpreter.py": "which Python runs the stage at all",
+    "pipeline/metrics_files.py": "puts back a metrics file that the stage replaces at its end",
+    "pipeline/processes.py": "whether a process that MLflow knows of still runs",
     "pipeline/progress.py": "draws a bar or a log line",
     "pipeline/tracking.py": "tells MLflow; stages take nothing back but the run's id, which goes into no tracked file",
 }

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.tasks import GPU_STAGES, STAGE_DEPLOYMENT, STAGE_TASKS
+from flows.pools import STAGE_DEPLOYMENT
+from flows.tasks import GPU_STAGES, STAGE_TASKS
 from pipeline.config import Params
 from pipeline.stages import STAGES
 from pipeline.workspace import Workspace
@@ -42,7 +43,7 @@ def test_every_dvc_stage_runs_its_stage_and_writes_what_the_workspace_names(
     dvc_stages: dict[str, dict[str, Any]],
 ) -> None:
     for name, stage in dvc_stages.items():
-        assert stage["cmd"] == f"python -m pipeline {name}"
+        assert stage["cmd"] == f"python3 -m pipeline {name}"
         assert [CHECKOUT / out for out in stage["outs"]] == OUTS[name]
         assert [CHECKOUT / next(iter(metric)) for metric in stage["metrics"]] == [WORKSPACE.metrics_path(name)]
 

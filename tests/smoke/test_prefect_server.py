@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,9 +26,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PREFECT = [sys.executable, "-m", "prefect"]
 DVC = str(Path(sys.executable).with_name("dvc"))
 FAKE_STAGE = """
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sys
 print("hello from", sys.argv[1], flush=True)
 pathlib.Path("artifacts/metrics").mkdir(parents=True, exist_ok=True)
+how = pathlib.Path(f"{sys.argv[1]}.how")
+if how.is_file():
+    said = how.read_text()
+    how.unlink()
+    if said == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("error:", said, file=sys.stderr)
+    sys.exit(2)
 pathlib.Path(f"artifacts/{sys.argv[1]}.txt").write_text(os.environ["REGION_R1_PARENT_RUN_ID"])
 """
 
@@ -184,3 +193,43 @@ def test_pools_send_warmup_and_training_to_a_gpu_worker(server_env: dict[str, st
     assert len((fake_checkout / "artifacts" / "register.txt").read_text()) == 32  # MLflow's parent run
     (artifact,) = _ask(env, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["region-r1-result"]}}})
     assert "| train | Completed |" in artifact["data"]
+
+
+def _run_flow(env: dict[str, str], root: Path) -> subprocess.CompletedProcess[str]:
+    own = {**env, "REGION_R1_ROOT": str(root)}
+    own.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "flows.region_r1"]
+    return subprocess.run(command, cwd=root, env=own, capture_output=True, text=True, check=False)
+
+
+def _list_mlflow_statuses(root: Path) -> list[str]:
+    with sqlite3.connect(root / "mlruns" / "mlflow.db") as store:
+        return [status for (status,) in store.execute("select status from runs order by start_time")]
+
+
+def test_a_run_ends_as_what_it_was(server_env: dict[str, str], fake_checkout: Path) -> None:
+    params = yaml.safe_load((fake_checkout / "params.yaml").read_text())
+    params["flow"]["placement"] = "local"
+    (fake_checkout / "params.yaml").write_text(yaml.safe_dump(params))
+
+    (fake_checkout / "index.how").write_text("no vectors")
+    ended = _run_flow(server_env, fake_checkout)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: index: no vectors"
+    assert "Traceback" not in ended.stderr
+
+    (fake_checkout / "train.how").write_text("killed")
+    ended = _run_flow(server_env, fake_checkout)
+    assert ended.returncode == 0, ended.stderr
+    assert "train: ended by signal 9 (Killed)" in ended.stderr
+    assert "7 stages: 1 unchanged, 6 ran" in ended.stderr
+
+    named = (fake_checkout / "data.dvc").read_bytes()
+    (fake_checkout / "data" / "a.txt").write_text("b")
+    ended = _run_flow(server_env, fake_checkout)
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: data: data/ is not what data.dvc names: md5 ")
+    assert last.endswith("run `dvc add data` to accept it, or move data/ away to get the named version back")
+    assert (fake_checkout / "data.dvc").read_bytes() == named
+    assert _list_mlflow_statuses(fake_checkout) == ["FAILED", "FINISHED", "FAILED"]

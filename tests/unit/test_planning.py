@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -19,6 +22,8 @@ from pipeline.learn.policy import load_policy
 from pipeline.planning import plan as planning
 from pipeline.planning import sizes
 from pipeline.planning.plan import Device, build_plan
+from pipeline.planning.terminal import print_plan
+from pipeline.run_lock import hold_run_lock
 from pipeline.stages import STAGE_NAMES
 from pipeline.store import write_json
 from pipeline.workspace import Workspace
@@ -136,6 +141,21 @@ def test_dvc_that_cannot_answer_is_said(tmp_path: Path) -> None:
     stale, said = planning.ask_dvc(tmp_path)
     assert stale is None
     assert said.startswith("DVC cannot say")
+
+
+def test_a_run_that_is_going_on_is_named_with_its_stage(tmp_path: Path, on_cpu: None) -> None:
+    assert build_plan(Params(), tmp_path).going_on is None
+    with hold_run_lock(tmp_path, wait_s=0, say=print) as lock:
+        lock.enter("train")
+        plan = build_plan(Params(), tmp_path)
+    assert plan.going_on is not None
+    assert plan.as_json()["going_on"]["stage"] == "train"
+    assert {stage.stale for stage in plan.stages} == {None}  # DVC is not asked: it is busy
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(plan, console)
+    said = console.file.getvalue()
+    assert f"a run is going on: pid {os.getpid()} (" in said
+    assert ", in stage train; what is stale is known when it has ended" in said
 
 
 def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

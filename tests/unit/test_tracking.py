@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,59 @@ def test_stage_run_records_provenance_and_nests(root: Path, monkeypatch: pytest.
     assert client.get_run(parent_id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (OSError, "FAILED")])
-def test_run_ends_with_the_stages_fate(root: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.stage_run("index", Params(), root) as run:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkout whose store is made once; tests tell their runs by id."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv(tracking.PARENT_RUN_VARIABLE, raising=False)
+        yield tmp_path_factory.mktemp("checkout")
+
+
+class _Cancelled(BaseException):
+    """Stands in for the signals by which Prefect ends a flow."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED"), (_Cancelled, "KILLED"), (OSError, "FAILED")],
+)
+def test_run_ends_with_the_stages_fate(store: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.stage_run("index", Params(), store) as run:
         raise error
-    assert tracking.open_store(root).get_run(run.run_id).info.status == status
+    assert tracking.open_store(store).get_run(run.run_id).info.status == status
+
+
+@pytest.mark.parametrize(("error", "status"), [(_Cancelled, "KILLED"), (OSError, "FAILED")])
+def test_a_parent_run_ends_with_the_flows_fate(store: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.parent_run("flow", store) as run_id:
+        raise error
+    assert tracking.open_store(store).get_run(run_id).info.status == status
+
+
+def test_runs_of_dead_processes_are_closed_as_killed_and_those_of_live_ones_go_on(store: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from pipeline import tracking; from pipeline.config import Params\n"
+        "with tracking.parent_run('flow', Path(sys.argv[1])), "
+        "tracking.stage_run('train', Params(), Path(sys.argv[1])) as run, run.open_child('seed', Params()):\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(store)], check=False)
+    assert ended.returncode == -9
+    client = tracking.open_store(store)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{tracking.EXPERIMENT}'")
+
+    def read_statuses() -> dict[str, str]:
+        runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+        return {run.info.run_name: run.info.status for run in runs}  # the latest of each name
+
+    ours = dict.fromkeys(("flow", "train", "seed"), "RUNNING")
+    assert read_statuses().items() >= ours.items()
+    with tracking.stage_run("retrieve", Params(), store):
+        tracking.close_dead_runs(store)
+        wanted = {**dict.fromkeys(ours, "KILLED"), "retrieve": "RUNNING"}
+        assert read_statuses().items() >= wanted.items()
 
 
 def test_two_processes_create_the_store_together(root: Path) -> None:
