@@ -26,7 +26,7 @@ from flows.tasks import can_retry, report_end, repro
 from pipeline.ablation.arms import ARMS, find_arm
 from pipeline.ablation.page import write_summary
 from pipeline.ablation.summary import summarise
-from pipeline.config import Params, load_params
+from pipeline.config import Params, load_params_for_dvc
 from pipeline.errors import BusyError, RegionR1Error
 from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
@@ -54,7 +54,7 @@ def region_r1_ablation(arms: list[str] | None = None) -> State[Any]:
     """
     root = find_root()
     try:
-        params = load_params(root / "params.yaml")
+        params = load_params_for_dvc(root / "params.yaml")
         names = [find_arm(name).name for name in arms or ARMS]
         workspace = Workspace.at(root)
         if not workspace.sft_dir.is_dir():

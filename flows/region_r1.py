@@ -19,7 +19,7 @@ from flows.launch import main
 from flows.steps import BUSY, CACHED, USER_ERROR, StageContext, StepStop, check_step
 from flows.summary import publish_summary
 from flows.tasks import STAGE_TASKS, data_task, report_end, repro
-from pipeline.config import load_params
+from pipeline.config import load_params_for_dvc
 from pipeline.errors import BusyError, RegionR1Error
 from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
@@ -36,7 +36,7 @@ def region_r1(only: str | None = None) -> State[Any]:
     """
     root = find_root()
     try:
-        params = load_params(root / "params.yaml")
+        params = load_params_for_dvc(root / "params.yaml")
         stages = _select(only)
         with (
             hold_run_lock(root, wait_s=params.flow.busy_timeout_s, say=get_run_logger().warning) as lock,

@@ -50,9 +50,10 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     params = load_params(params_path)
     limit_threads(params.threads)
     workspace = Workspace.at(root)
-    from pipeline.store import write_json
+    from pipeline.store import sweep, write_json
     from pipeline.tracking import stage_run
 
+    sweep(workspace.artifacts_dir)  # what a killed run left half-written
     started = time.monotonic()
     logger.info("%s: starts", stage)
     with stage_run(stage, params, root) as run:

@@ -1,7 +1,7 @@
 """Table schemas, and reads and writes that are never seen half-done.
 
-`pipeline.atomic` puts every file in its place, and its `replace_dir`, `replace_file` and `writing` are to be had here
-too. A box is a nullable list of four numbers, a mapping of tags is map<string, string>; `None` stays null, never a
+`pipeline.atomic` puts every file in its place, and its `replace_dir`, `replace_file`, `writing` and `sweep` are to be had
+here too. A box is a nullable list of four numbers, a mapping of tags is map<string, string>; `None` stays null, never a
 number.
 """
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.atomic import replace_dir as replace_dir
 from pipeline.atomic import replace_file as replace_file
+from pipeline.atomic import sweep as sweep
 from pipeline.atomic import writing as writing
 from pipeline.disk_faults import find_disk_fault
 from pipeline.errors import DataError, StageError

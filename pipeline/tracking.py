@@ -20,14 +20,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.atomic import writing
 from pipeline.config import Params
-from pipeline.errors import DataError
+from pipeline.errors import DataError, write_on_one_line
 from pipeline.processes import ProcessStamp
 from pipeline.workspace import read_data_md5
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 EXPERIMENT = "region-r1"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"
@@ -219,7 +222,8 @@ def stage_run(stage: str, params: Params, root: Path) -> Iterator[StageRun]:
     tags |= _describe_process()
     if parent_id:
         tags["mlflow.parentRunId"] = parent_id
-    active = mlflow.start_run(run_name=stage, nested=True, tags=tags)
+    with writing(root / "mlruns"):
+        active = mlflow.start_run(run_name=stage, nested=True, tags=tags)
     run = _MlflowRun(client, active.info.run_id)
     with _closing_with_fate(lambda status: mlflow.end_run(status)):
         run.note({"run_id": active.info.run_id, "git_commit": tags.get("git_commit")})
@@ -275,7 +279,7 @@ def open_store(root: Path) -> MlflowClient:
 
     given = os.environ.get("MLFLOW_TRACKING_URI")
     folder = (root / "mlruns").resolve()
-    with _store_lock(folder):
+    with writing(folder), _store_lock(folder):
         if not given:
             _enable_wal(folder / "mlflow.db")
         uri = given or f"sqlite:///{folder / 'mlflow.db'}"
@@ -382,9 +386,16 @@ def _closing_with_fate(end: _End) -> Iterator[None]:
     try:
         yield
     except Exception:
-        end("FAILED")
+        _end_after_error(end, "FAILED")
         raise
     except BaseException:  # Ctrl-C, SIGTERM, Prefect's signal of a cancelled flow
-        end("KILLED")
+        _end_after_error(end, "KILLED")
         raise
     end("FINISHED")
+
+
+def _end_after_error(end: _End, status: str) -> None:
+    try:
+        end(status)
+    except Exception as error:  # noqa: BLE001 - on a full disk it fails too; the first error is the one to tell
+        logger.warning("the MLflow run could not be closed as %s: %s", status, write_on_one_line(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.config import Params
-from pipeline.errors import DataError
+from pipeline.errors import DataError, WriteError
 from pipeline.workspace import read_data_md5
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
@@ -156,3 +157,22 @@ def test_null_run_records_nothing(tmp_path: Path) -> None:
     run.log_metrics({"a": 1.0})
     run.set_tags({"a": "b"})
     assert run.run_id is None
+
+
+def test_a_store_that_cannot_be_closed_does_not_hide_why_the_stage_failed(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(status: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match="the stage's own"), tracking._closing_with_fate(refuse):
+        raise ValueError("the stage's own")
+    assert "could not be closed as FAILED" in caplog.text
+
+
+def test_a_store_on_a_full_disk_is_one_line_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(database: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "_enable_wal", refuse)
+    with pytest.raises(WriteError, match=r"mlruns: cannot be written: No space left on device"):
+        tracking.open_store(tmp_path)
