@@ -29,8 +29,8 @@ _USER_ERROR_CODE = 2
 
 
 def _says_something_new(record: logging.LogRecord) -> bool:
-    """Drop Prefect's "Task run failed with state" for returned states: "Finished in state" repeats it."""
-    return not record.getMessage().startswith("Task run failed with state")
+    """Drop Prefect's error "Task run failed with state": "Finished in state" repeats it; why it tries again stays."""
+    return record.levelno < logging.ERROR or not record.getMessage().startswith("Task run failed with state")
 
 
 logging.getLogger("prefect.task_runs").addFilter(_says_something_new)
