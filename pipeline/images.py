@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
 from pipeline.types import Box
+from pipeline.workspace import find_dvc_cache
 
 if TYPE_CHECKING:
     from pipeline.core.lookalikes import Fingerprint
@@ -88,7 +89,8 @@ def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
     Args:
         path: the file, such as `data_dir / query.image_path`.
         max_pixels: a picture with more is refused before it is decoded.
-        root: folder that the file must lie in once symbolic links are followed.
+        root: folder that the file must lie in once symbolic links are followed; a link into the DVC cache of the
+            checkout whose data folder this is will do too.
 
     Raises:
         ImageError: a DataError naming the file: outside `root`, missing, too large, damaged or no image.
@@ -146,7 +148,7 @@ def _whole_pixels(low: float, high: float, length_px: int) -> tuple[int, int]:
 def _confine(path: Path, root: Path) -> Path:
     try:
         real_root, real_path = root.resolve(), path.resolve()
-        inside = real_path.is_relative_to(real_root)
+        inside = real_path.is_relative_to(real_root) or _lies_in_dvc_cache(real_path, real_root)
         is_file = inside and real_path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, loop of links
         raise ImageError("unsafe_path", f"is no usable path: {error}", path=path) from error
@@ -155,6 +157,12 @@ def _confine(path: Path, root: Path) -> Path:
     if not is_file:
         raise ImageError("image_missing", "is no file", path=path)
     return real_path
+
+
+def _lies_in_dvc_cache(real_path: Path, real_root: Path) -> bool:
+    """Whether a link was followed to where DVC keeps the data themselves, as its cache type `symlink` makes them."""
+    cache_dir = find_dvc_cache(real_root)
+    return cache_dir is not None and real_path.is_relative_to(cache_dir)
 
 
 def _decode(real_path: Path, path: Path, max_pixels: int) -> Image.Image:
