@@ -109,23 +109,27 @@ class Setting:
 
 
 def draw_world(workspace: Workspace, params: Params) -> None:
-    """Draw the world that `params.demo` names, training queries only, one picture a document."""
+    """Draw the world that `params.demo` names, one picture a document; all is measured on training queries.
+
+    One test query goes with them, since prepare takes no data without.
+    """
     demo = params.demo
-    world = build_world(demo.seed, demo.num_entities, demo.num_train, 0, 0, demo.close_up_share)
+    world = build_world(demo.seed, demo.num_entities, demo.num_train, 0, 1, demo.close_up_share)
     documents = tuple(replace(plan, gallery=plan.gallery[:1]) for plan in world.documents)
     workspace.data_dir.parent.mkdir(parents=True, exist_ok=True)
     materialise(replace(world, documents=documents), workspace.data_dir)
 
 
 def resize_world(source: Workspace, target: Workspace, side_px: int, query_ids: Sequence[str]) -> None:
-    """Copy a world with every picture squashed to a square; of the queries only those named."""
-    for name, wanted in (("documents", None), ("queries", frozenset(query_ids))):
+    """Copy a world with every picture squashed to a square; of the training queries only those named."""
+    for name in ("documents", "queries"):
         lines = (source.data_dir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if wanted is None or json.loads(line)["query_id"] in wanted]
+        rows = [json.loads(line) for line in lines]
+        kept = [row for row in rows if row.get("split") != "train" or row["query_id"] in query_ids]
         target.data_dir.mkdir(parents=True, exist_ok=True)
-        (target.data_dir / f"{name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
-        for line in kept:
-            row = json.loads(line)
+        text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept)
+        (target.data_dir / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        for row in kept:
             for path in row["images"] if name == "documents" else [row["image"]]:
                 _resize(source.data_dir / path, target.data_dir / path, side_px)
 
@@ -147,7 +151,7 @@ def load_setting(workspace: Workspace, params: Params) -> Setting:
         index=load_index(workspace.index_dir, encoder.digest),
         queries={query.query_id: query for query in load_queries(tables_dir / "queries.parquet")},
         documents={document.doc_id: document for document in load_documents(tables_dir / "documents.parquet")},
-        pools={pool.query_id: pool for pool in pools if pool.has_positive},
+        pools={pool.query_id: pool for pool in pools if pool.split == "train" and pool.has_positive},
         pictures=PictureFolder(workspace.data_dir, params.data.max_image_pixels),
     )
 

@@ -17,7 +17,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ def _measure(source: str, root: Path) -> dict[str, Any]:
 
 
 def _prepare(source: str, root: Path) -> dict[str, Any]:
-    params = Params.model_validate({"data": {"source": source}})
+    params = Params.model_validate({"data": {"source": source, "val_share": 0.0}})
     started, cpu_started = time.monotonic(), time.process_time()
     figures = prepare.run(params, Workspace.at(root), null_run())
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
@@ -74,13 +74,12 @@ def _prepare(source: str, root: Path) -> dict[str, Any]:
 
 
 def _write_evqa(data_dir: Path, num_entries: int) -> None:
-    picture = data_dir / "images/landmarks/a/b/c/abc.jpg"
-    picture.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(picture)
-    with (data_dir / "test.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(_question(number * (num_entries // NUM_QUESTIONS)) for number in range(NUM_QUESTIONS))
+    _paint(data_dir / "images/landmarks/a/b/c/abc.jpg", "black")
+    _paint(data_dir / "images/landmarks/d/e/f/def.jpg", "white")
+    step = num_entries // NUM_QUESTIONS
+    _write_csv(data_dir / "test.csv", [_question(number * step) for number in range(NUM_QUESTIONS)])
+    train = {"dataset_image_ids": "def", "encyclopedic_vqa_split": "train"}
+    _write_csv(data_dir / "train.csv", [_question(0) | train])
     with (data_dir / "encyclopedic_kb_wiki.json").open("w", encoding="utf-8") as file:
         for number, entry in enumerate(_entries(num_entries)):
             file.write(("{" if number == 0 else ", ") + f"{json.dumps(_url(number))}: {json.dumps(entry)}")
@@ -88,22 +87,39 @@ def _write_evqa(data_dir: Path, num_entries: int) -> None:
 
 
 def _write_infoseek(data_dir: Path, num_entries: int) -> None:
-    picture = data_dir / "images/oven_images/01/oven_01000000.jpg"
-    picture.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(picture)
-    ids = [f"infoseek_val_{number:08d}" for number in range(NUM_QUESTIONS)]
+    _paint(data_dir / "images/oven_images/01/oven_01000000.jpg", "black")
+    _paint(data_dir / "images/oven_images/02/oven_02000000.jpg", "white")
     step = num_entries // NUM_QUESTIONS
-    with (data_dir / "infoseek_val.jsonl").open("w", encoding="utf-8") as file:
-        for data_id in ids:
-            row = {"data_id": data_id, "image_id": "oven_01000000", "question": "Where?"}
-            file.write(json.dumps({**row, "data_split": "val_unseen_entity"}) + "\n")
-    with (data_dir / "infoseek_val_withkb.jsonl").open("w", encoding="utf-8") as file:
-        for number, data_id in enumerate(ids):
-            file.write(json.dumps({"data_id": data_id, "entity_id": f"Q{number * step + 1}"}) + "\n")
+    entities = [f"Q{number * step + 1}" for number in range(NUM_QUESTIONS)]
+    _write_infoseek_split(data_dir, "val", "val_unseen_entity", "oven_01000000", entities)
+    _write_infoseek_split(data_dir, "train", "train", "oven_02000000", entities[:1])
     with gzip.open(data_dir / "Wiki6M_ver_1_0.jsonl.gz", "wt", compresslevel=1, encoding="utf-8") as packed:
         for number in range(num_entries):
             row = {"wikidata_id": f"Q{number + 1}", "wikipedia_title": f"Thing {number}"}
             packed.write(json.dumps({**row, "wikipedia_content": SENTENCE * (8 + number % 9)}) + "\n")
+
+
+def _write_infoseek_split(folder: Path, name: str, data_split: str, image_id: str, entities: Sequence[str]) -> None:
+    ids = [f"infoseek_{name}_{number:08d}" for number in range(len(entities))]
+    with (folder / f"infoseek_{name}.jsonl").open("w", encoding="utf-8") as file:
+        for data_id in ids:
+            row = {"data_id": data_id, "image_id": image_id, "question": "Where?", "data_split": data_split}
+            file.write(json.dumps(row) + "\n")
+    with (folder / f"infoseek_{name}_withkb.jsonl").open("w", encoding="utf-8") as file:
+        for data_id, entity_id in zip(ids, entities, strict=True):
+            file.write(json.dumps({"data_id": data_id, "entity_id": entity_id}) + "\n")
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _paint(path: Path, colour: str) -> None:
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8), colour).save(path)
 
 
 def _entries(num_entries: int) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import DataParams, Params, SourceName, load_params, load_params_for_dvc
+from pipeline.config import Params, SourceName, load_params, load_params_for_dvc, take_source
 from pipeline.disk_faults import explain
 from pipeline.environment import limit_threads, prepare_process
 from pipeline.errors import ConfigError, StageError
@@ -145,18 +145,20 @@ def fetch_data_files(
 
 @data_commands.command("check")
 def check_data_files(
-    path: Annotated[Path, typer.Argument(help="data folder, or one annotation file")],
-    source: Annotated[SourceName, typer.Option(help="what kind of data these are")],
+    path: Annotated[Path, typer.Argument(help="data folder, or one annotation file")] = Path("data"),
+    source: Annotated[SourceName | None, typer.Option(help="kind of data; data.source unless told")] = None,
     as_json: JsonOption = False,
     needed_images: Annotated[
         Path | None, typer.Option(help="file to list the pictures in that the queries need")
     ] = None,
+    params_path: ParamsOption = Path("params.yaml"),
 ) -> None:
-    """Say what prepare would make of these data; exit code 2 where it would refuse them."""
+    """Say what prepare would make of these data with these parameters; exit code 2 where it would refuse them."""
     from pipeline.sources.check import check_data
     from pipeline.store import write_text
 
-    findings, needed, refusal = check_data(DataParams.model_validate({"source": source}), path)
+    params = load_params(params_path).data
+    findings, needed, refusal = check_data(params if source is None else take_source(params, source), path)
     if needed_images is not None:
         write_text(needed_images, "".join(f"{name}\n" for name in needed))
     typer.echo(json.dumps(findings, indent=2, ensure_ascii=False) if as_json else _format_findings(findings))
@@ -351,6 +353,7 @@ def _format_findings(findings: Mapping[str, Any]) -> str:
         f"rows rejected: {findings['num_rejected']}; left out by the protocol: {findings['num_dropped']}; "
         f"without their picture: {findings['num_missing_images']}" + (f" ({reasons})" if reasons else ""),
         *(f"pictures, {name}: {count(numbers)}" for name, numbers in findings["images"].items()),
+        *(f"  unusable: {path}: {why}" for path, why in findings["unusable_images"].items()),
         *(f"queries by {tag}: {count(numbers)}" for tag, numbers in findings["queries_by_tag"].items()),
     ]
     shown = findings["rejects"][:MAX_REJECTS_PRINTED]

@@ -103,6 +103,9 @@ class DataParams(_Section):
     )
     val_seed: int = Field(default=7, description="which entities those are")
     max_text_chars: PositiveInt = Field(default=2000, description="what is kept of a published article")
+    max_question_chars: PositiveInt = Field(
+        default=1000, description="longer questions are rejected; the published sets' longest have some hundreds"
+    )
     max_reject_rate: Fraction = Field(default=0.01, description="share of rows that prepare may reject")
     max_missing_image_rate: Fraction = Field(
         default=0.02, description="share of published query pictures that may lack a file"
@@ -452,6 +455,18 @@ def _find_untrainable(policy: PolicyParams) -> str | None:
     if policy.engine == "vllm" and policy.device == "cpu":
         return "policy.engine is vllm, which needs a GPU, but policy.device is cpu"
     return None
+
+
+def take_source(data: DataParams, source: SourceName) -> DataParams:
+    """Return the same parameters for another kind of data.
+
+    Raises:
+        ConfigError: a parameter among them is for the first kind only.
+    """
+    try:
+        return DataParams.model_validate({**data.model_dump(), "source": source})
+    except ValidationError as error:
+        raise ConfigError(f"source {source}: {_describe(error)}") from error
 
 
 def _describe(error: ValidationError) -> str:

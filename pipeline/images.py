@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipeline.dvc_cache import find_dvc_cache
 from pipeline.errors import DataError
 from pipeline.types import Box
 
@@ -38,8 +40,22 @@ _DECODE_ERRORS = (
     zlib.error,
 )
 
+# How a picture that was stored turned becomes upright, by its EXIF orientation (1 is upright).
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE_IS_ZERO: Final = 0
+
 # `max_pixels` decides, and it is asked before decoding: PIL's own earlier warning would only be noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds odd in EXIF or TIFF tags is of no use to anyone here: only the orientation is read.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class ImageError(DataError):
@@ -73,7 +89,8 @@ def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
     Args:
         path: the file, such as `data_dir / query.image_path`.
         max_pixels: a picture with more is refused before it is decoded.
-        root: folder that the file must lie in once symbolic links are followed.
+        root: folder that the file must lie in once symbolic links are followed; a link into the DVC cache of the
+            checkout whose data folder this is will do too.
 
     Raises:
         ImageError: a DataError naming the file: outside `root`, missing, too large, damaged or no image.
@@ -131,7 +148,7 @@ def _whole_pixels(low: float, high: float, length_px: int) -> tuple[int, int]:
 def _confine(path: Path, root: Path) -> Path:
     try:
         real_root, real_path = root.resolve(), path.resolve()
-        inside = real_path.is_relative_to(real_root)
+        inside = real_path.is_relative_to(real_root) or _lies_in_dvc_cache(real_path, real_root)
         is_file = inside and real_path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, loop of links
         raise ImageError("unsafe_path", f"is no usable path: {error}", path=path) from error
@@ -142,9 +159,16 @@ def _confine(path: Path, root: Path) -> Path:
     return real_path
 
 
+def _lies_in_dvc_cache(real_path: Path, real_root: Path) -> bool:
+    """Whether a link was followed to where DVC keeps the data themselves, as its cache type `symlink` makes them."""
+    cache_dir = find_dvc_cache(real_root)
+    return cache_dir is not None and real_path.is_relative_to(cache_dir)
+
+
 def _decode(real_path: Path, path: Path, max_pixels: int) -> Image.Image:
     try:
-        with Image.open(real_path, formats=_FORMATS) as image:
+        # Not by name: PIL would map an unpacked TIFF into memory and get the rows of a turned one wrong.
+        with real_path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             num_pixels = image.width * image.height
             if num_pixels > max_pixels:
                 raise ImageError(
@@ -153,19 +177,59 @@ def _decode(real_path: Path, path: Path, max_pixels: int) -> Image.Image:
                     path=path,
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            turn = _TURNS.get(_read_orientation(image))
+            upright = _to_rgb(image)
+            return upright if turn is None else upright.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image_too_large", f"is larger than any sound image: {error}", path=path) from error
+    except UnidentifiedImageError as error:
+        raise ImageError("image_unreadable", f"is no picture of {', '.join(_FORMATS)}", path=path) from error
     except _DECODE_ERRORS as error:
         detail = " ".join(str(error).replace(str(real_path), real_path.name).split())
         raise ImageError("image_unreadable", f"cannot be decoded: {detail}", path=path) from error
 
 
+def _read_orientation(image: Image.Image) -> Any:  # noqa: ANN401 - EXIF holds anything
+    """Return the EXIF orientation of a decoded picture, None where it has none.
+
+    The other tags stay unread: a resolution that makes no sense says nothing about the picture.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODE_ERRORS:  # the EXIF block itself is broken, which viewers pass over too
+        return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 256).convert("L")
+    if image.mode.startswith(("I", "F")):
+        image = _scale_to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Return a grey picture of wide samples with 8 bits a sample; PIL's own conversion would clip them.
+
+    Raises:
+        ValueError: nothing says which value is white.
+    """
+    samples = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # TIFF alone has other depths than 16 bits, and white that is 0
+    if image.mode == "I":
+        raise ValueError("32-bit or signed whole numbers do not say which value is white; save it with 8 or 16 bits")
+    if image.mode == "F":
+        if not np.all((samples >= 0) & (samples <= 1)):
+            raise ValueError("floating-point samples must lie between 0 (black) and 1 (white)")
+        grey = np.rint(samples * 255).astype(np.uint8)
+    else:
+        (num_bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+        grey = (samples >> (num_bits - 8)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey)

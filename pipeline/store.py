@@ -1,8 +1,8 @@
 """Table schemas, and reads and writes that are never seen half-done.
 
-`pipeline.atomic` puts every file in its place, and its `replace_dir`, `replace_file`, `writing` and `sweep` are to be had
-here too. A box is a nullable list of four numbers, a mapping of tags is map<string, string>; `None` stays null, never a
-number.
+`pipeline.atomic` puts every file in its place, and its `replace_dir`, `replace_file`, `writing` and `sweep` are to
+be had here too. A box is a nullable list of four numbers, a mapping of tags is map<string, string>; `None` stays null,
+never a number.
 """
 
 from __future__ import annotations

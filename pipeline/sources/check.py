@@ -10,9 +10,9 @@ from typing import Any, Final
 from pipeline.config import DataParams
 from pipeline.errors import DataError, write_on_one_line
 from pipeline.sources import QueryCandidate, Source, open_source
-from pipeline.sources.judgement import check_rates, find_query_fault, judge
+from pipeline.sources.judgement import judge, judge_alone
 from pipeline.sources.pictures import ImageCensus
-from pipeline.types import Reject
+from pipeline.sources.verdict import Judgement, refuse_unusable
 
 MAX_REJECTS_SHOWN: Final = 50
 
@@ -21,7 +21,11 @@ def check_data(params: DataParams, path: Path) -> tuple[dict[str, Any], list[str
     """Read and judge a data folder as prepare does, or the rows of one annotation file by themselves.
 
     Of an annotation file alone neither pictures nor relevant documents can be found: pictures count as
-    unresolved, and nothing is rejected for want of them.
+    unresolved, nothing is rejected for want of them, and no other split is missed.
+
+    Args:
+        params: those that prepare would run with.
+        path: the data folder, or one annotation file.
 
     Returns:
         the findings, JSON-ready; the files that the queries need; and why prepare would refuse, if it would.
@@ -29,80 +33,40 @@ def check_data(params: DataParams, path: Path) -> tuple[dict[str, Any], list[str
     Raises:
         DataError: a file is missing or cannot be read.
     """
-    if path.is_file():
-        return _check_file(params, path)
-    if not path.is_dir():
+    if not path.exists():
         raise DataError("is missing", path=path)
     source = open_source(params, path)
-    judged = judge(source, params, path, _drain)
-    findings = _describe(params, path, source, judged.queries, judged.kept_queries, judged.rejects)
-    findings["num_rows"] = judged.num_rows
-    findings["num_documents"] = sum(judged.ledger.kept)
-    findings["num_rejected"] = judged.num_rejected
-    findings["num_missing_images"] = judged.num_missing_images
+    judged = judge_alone(source, params) if path.is_file() else judge(source, params, path, _drain)
+    findings, needed = _describe(params, path, source, judged), _list_needed(source.census)
     try:
-        check_rates(judged, params, path)
+        refuse_unusable(judged, params, path)
     except DataError as error:
-        return findings, _list_needed(source.census), error
-    return findings, _list_needed(source.census), None
+        return findings, needed, error
+    return findings, needed, None
 
 
-def _check_file(params: DataParams, path: Path) -> tuple[dict[str, Any], list[str], DataError | None]:
-    source = open_source(params, path)
-    rows = list(source.read_queries())
-    first_rows: dict[str, str] = {}
-    queries: list[QueryCandidate] = []
-    kept: list[QueryCandidate] = []
-    rejects: list[Reject] = []
-    for row in rows:
-        if isinstance(row, Reject):
-            rejects.append(row)
-            continue
-        queries.append(row)
-        fault = find_query_fault(row, first_rows.setdefault(row.query_id, row.source_id))
-        if fault is None:
-            kept.append(row)
-        else:
-            rejects.append(fault)
-    findings = _describe(params, path, source, queries, kept, rejects)
-    findings["num_rows"] = len(rows)
-    counted = [reject for reject in rejects if reject.reason not in source.protocol_reasons]
-    findings["num_rejected"] = len(counted)
-    refusal = None if kept else DataError("no query is left", path=path)
-    if len(counted) > params.max_reject_rate * len(rows):
-        said = f"{len(counted)} of {len(rows)} rows are rejected, more than data.max_reject_rate allows"
-        first = f"{counted[0].source_id} {counted[0].reason}: {write_on_one_line(counted[0].detail)[:120]}"
-        refusal = DataError(f"{said}; first: {first}", path=path)
-    return findings, _list_needed(source.census), refusal
-
-
-def _describe(
-    params: DataParams,
-    path: Path,
-    source: Source,
-    queries: Sequence[QueryCandidate],
-    kept: Sequence[QueryCandidate],
-    rejects: Sequence[Reject],
-) -> dict[str, Any]:
+def _describe(params: DataParams, path: Path, source: Source, judged: Judgement) -> dict[str, Any]:
+    kept = judged.kept_queries
     tags = sorted({tag for query in kept for tag in query.tags})
     return {
         "source": params.source,
         "path": str(path),
-        "num_rows": 0,
+        "num_rows": judged.num_rows,
         "num_queries": len(kept),
-        "num_documents": 0,
-        "num_rejected": 0,
-        "num_dropped": len({row.source_id for row in rejects if row.reason in source.protocol_reasons}),
-        "num_missing_images": 0,
+        "num_documents": sum(judged.ledger.kept),
+        "num_rejected": judged.num_rejected,
+        "num_dropped": judged.num_dropped,
+        "num_missing_images": judged.num_missing_images,
         "queries_by_split": dict(sorted(Counter(query.split for query in kept).items())),
         "queries_by_tag": {
             tag: dict(sorted(Counter(query.tags[tag] for query in kept if tag in query.tags).items())) for tag in tags
         },
-        "images": _count_images(source, queries),
-        "rejects_by_reason": dict(sorted(Counter(row.reason for row in rejects).items())),
+        "images": _count_images(source, judged.queries),
+        "unusable_images": {} if source.census is None else source.census.name_unusable(),
+        "rejects_by_reason": dict(sorted(Counter(row.reason for row in judged.rejects).items())),
         "rejects": [
             {"source_id": row.source_id, "reason": row.reason, "detail": write_on_one_line(row.detail)}
-            for row in rejects[:MAX_REJECTS_SHOWN]
+            for row in judged.rejects[:MAX_REJECTS_SHOWN]
         ],
     }
 

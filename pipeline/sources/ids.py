@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+from pipeline.sources.texts import is_blank
+
 MAX_ID_CHARS: Final = 512
 # No white space and no control character: ids are columns of TREC run files.
 ID_PATTERN: Final = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
@@ -18,12 +20,23 @@ def check_id(what: str, value: str) -> None:
     """Refuse an id that a TREC run file cannot hold.
 
     Raises:
-        ValueError: it is empty, too long, or has white space or control characters.
+        ValueError: it is empty, too long or nothing to see, or has white space or control characters.
     """
-    if not value or len(value) > MAX_ID_CHARS or not re.fullmatch(ID_PATTERN, value):
+    if is_blank(value) or len(value) > MAX_ID_CHARS or not re.fullmatch(ID_PATTERN, value):
         raise ValueError(
             f"{what} must have 1 to {MAX_ID_CHARS} printable characters and no white space: {value[:80]!r}"
         )
+
+
+def check_visible(value: str) -> str:
+    """Return an id of which something can be seen.
+
+    Raises:
+        ValueError: it consists of zero-width characters alone.
+    """
+    if is_blank(value):
+        raise ValueError("holds nothing that can be seen")
+    return value
 
 
 class IdList:

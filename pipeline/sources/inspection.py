@@ -15,6 +15,7 @@ from pipeline.core.lookalikes import Fingerprint
 from pipeline.images import ImageError, ImageFacts, inspect_image
 from pipeline.progress import Advance
 from pipeline.sources.fingerprint import compute_fingerprint
+from pipeline.sources.texts import is_one_line
 from pipeline.workspace import is_plain_relative
 
 NUM_THREADS: Final = 2
@@ -56,6 +57,8 @@ class PictureInspector:
         try:
             if not is_plain_relative(image_path):
                 raise ImageError("unsafe_path", "must be relative, without `..` or `\\`", path=path)
+            if not is_one_line(image_path):
+                raise ImageError("unsafe_path", "holds a line end or control character", path=path)
             return inspect_image(path, max_pixels=self._max_pixels, root=self._data_dir, look=look)
         except ImageError as error:
             return error

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.sources import DocumentCandidate, QueryCandidate
-from pipeline.sources.ids import ID_PATTERN, MAX_ID_CHARS
+from pipeline.sources.ids import ID_PATTERN, MAX_ID_CHARS, check_visible
 from pipeline.sources.pictures import ImageCensus
-from pipeline.sources.streams import read_lines
+from pipeline.sources.streams import BYTE_ORDER_MARK, JOINED, read_lines
 from pipeline.types import Reject, Split
 
 DOCUMENTS_FILE = "documents.jsonl"
 QUERIES_FILE = "queries.jsonl"
 
-Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN)]
+Identifier = Annotated[
+    str, Field(min_length=1, max_length=MAX_ID_CHARS, pattern=ID_PATTERN), AfterValidator(check_visible)
+]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -112,14 +115,32 @@ def parse_row(source_id: str, line: bytes, model: type[RowModel]) -> RowModel | 
         detail = f"byte {error.start + 1} of the line is not UTF-8"
         return Reject(source_id=source_id, reason="not_utf8", detail=detail)
     try:
-        return model.model_validate_json(text)
+        row = model.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         if problems[0]["type"] == "json_invalid":
-            return Reject(source_id=source_id, reason="broken_json", detail=problems[0]["msg"])
+            mark = f"; {JOINED}" if BYTE_ORDER_MARK in text else ""
+            return Reject(source_id=source_id, reason="broken_json", detail=problems[0]["msg"] + mark)
         detail = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc']) or 'row'}: "
             + ("unknown key" if problem["type"] == "extra_forbidden" else problem["msg"])
             for problem in problems
         )
         return Reject(source_id=source_id, reason="invalid_row", detail=detail)
+    twice = _find_repeated_key(text)
+    if twice is not None:
+        return Reject(source_id=source_id, reason="invalid_row", detail=f"key {twice} stands there twice")
+    return row
+
+
+def _find_repeated_key(text: str) -> str | None:
+    """Return the first key that one object of a JSON text holds twice; parsers take the last in silence."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            repeated.extend(key for key in keys if keys.count(key) > 1)
+
+    json.loads(text, object_pairs_hook=note)
+    return repeated[0] if repeated else None

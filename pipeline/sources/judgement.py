@@ -6,77 +6,22 @@ reasons. Documents stream through: only ids and verdicts stay in memory.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from pipeline.config import DataParams
 from pipeline.core.lookalikes import Fingerprint, find_lookalikes
-from pipeline.errors import DataError, write_on_one_line
-from pipeline.images import ImageFacts
+from pipeline.images import ImageError, ImageFacts
 from pipeline.progress import Advance, track
 from pipeline.sources import DocumentCandidate, QueryCandidate, Source
+from pipeline.sources.faults import find_document_fault, find_image_fault, find_query_fault, reject_row, shorten
 from pipeline.sources.inspection import BATCH_SIZE, ImageReport, PictureInspector, split_batches
 from pipeline.sources.ledger import DocumentLedger
-from pipeline.types import Box, Document, Reject, Split
-
-Lookalikes = Mapping[str, Sequence[str]]
-
-MAX_ROWS_NAMED: Final = 10
-MAX_DETAIL_CHARS: Final = 400
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """All that was found out about a data folder.
-
-    Attributes:
-        ledger: the document rows.
-        queries: query rows of the right shape.
-        kept_queries: those that stay, with the relevant documents that exist.
-        images: what decoding the queries' pictures found.
-        lookalikes: hash of a picture -> hashes of those that look the same and are used in another split.
-        rejects: rows left out or cut short, in file order.
-        num_query_rows: raw query rows.
-        num_image_queries: query rows that ask for a picture, whether their id has a file name or not.
-        num_dropped: rows that the published protocol leaves out.
-        num_missing_images: queries of a published source that lack their picture.
-        counted_rejects: those of `rejects` that `data.max_reject_rate` counts: all others.
-    """
-
-    ledger: DocumentLedger
-    queries: Sequence[QueryCandidate]
-    kept_queries: Sequence[QueryCandidate]
-    images: ImageReport
-    lookalikes: Lookalikes
-    rejects: Sequence[Reject]
-    num_query_rows: int
-    num_image_queries: int
-    num_dropped: int
-    num_missing_images: int
-    counted_rejects: Sequence[Reject]
-
-    @property
-    def num_rows(self) -> int:
-        """Raw rows, documents and queries."""
-        return self.ledger.num_rows + self.num_query_rows
-
-    @property
-    def num_rejected(self) -> int:
-        """Rows left out or cut short, those that the protocol drops or that lack their picture apart."""
-        return len({reject.source_id for reject in self.counted_rejects})
-
-    @property
-    def reject_rate(self) -> float:
-        """Rejected rows over raw rows."""
-        return self.num_rejected / self.num_rows
-
-    @property
-    def missing_image_rate(self) -> float:
-        """Queries without their picture over queries that ask for one."""
-        return self.num_missing_images / self.num_image_queries if self.num_image_queries else 0.0
+from pipeline.sources.pictures import ImageCensus
+from pipeline.sources.texts import clean_text, is_blank, unify_line_ends
+from pipeline.sources.verdict import Judgement, Lookalikes
+from pipeline.types import Document, Reject, Split
 
 
 def judge(
@@ -86,7 +31,7 @@ def judge(
 
     Args:
         source: where the rows come from.
-        params: which pictures are too large.
+        params: which pictures are too large, and which questions too long.
         data_dir: the folder that pictures must lie in.
         save_documents: takes the kept documents, one after another.
 
@@ -97,21 +42,71 @@ def judge(
     ledger = DocumentLedger()
     rejects: list[Reject] = []
     with track("prepare: documents", None) as advance:
-        save_documents(_keep_documents(source.read_documents(), inspector, ledger, rejects, advance))
+        save_documents(_keep_documents(source, inspector, ledger, rejects, advance))
     queries, misshapen = _divide(source.read_queries())
     paths = dict.fromkeys(query.image_path for query in queries)
     with track("prepare: query images", len(paths)) as advance:
         images = inspector.inspect(paths, advance, look=True)
+    if source.census is not None:
+        _count_unusable(source.census, paths, images)
     lookalikes = match_lookalikes(queries, images)
-    kept, rejected = _judge_queries(queries, ledger, images, lookalikes)
-    rejects = _in_file_order([*rejects, *misshapen, *rejected])
+    kept, rejected = _judge_queries(queries, ledger, images, lookalikes, params.max_question_chars)
+    return _sum_up(
+        source,
+        ledger=ledger,
+        queries=queries,
+        kept_queries=kept,
+        images=images,
+        lookalikes=lookalikes,
+        misshapen=misshapen,
+        rejects=[*rejects, *misshapen, *rejected],
+    )
+
+
+def judge_alone(source: Source, params: DataParams) -> Judgement:
+    """Judge the rows of one annotation file by themselves: neither pictures nor relevant documents are looked for.
+
+    Raises:
+        DataError: the file is missing, empty or cannot be read.
+    """
+    queries, misshapen = _divide(source.read_queries())
+    first_rows: dict[str, str] = {}
+    faults = [
+        find_query_fault(query, first_rows.setdefault(query.query_id, query.source_id), params.max_question_chars)
+        for query in queries
+    ]
+    return _sum_up(
+        source,
+        ledger=DocumentLedger(),
+        queries=queries,
+        kept_queries=[query for query, fault in zip(queries, faults, strict=True) if fault is None],
+        images={},
+        lookalikes={},
+        misshapen=misshapen,
+        rejects=[*misshapen, *(fault for fault in faults if fault is not None)],
+    )
+
+
+def _sum_up(
+    source: Source,
+    *,
+    ledger: DocumentLedger,
+    queries: Sequence[QueryCandidate],
+    kept_queries: Sequence[QueryCandidate],
+    images: ImageReport,
+    lookalikes: Lookalikes,
+    misshapen: Sequence[Reject],
+    rejects: Sequence[Reject],
+) -> Judgement:
+    """Return what was found out, with the rejects told apart by what they count for."""
+    rejects = _in_file_order(rejects)
     dropped = {reject.source_id for reject in rejects if reject.reason in source.protocol_reasons}
     missing = {reject.source_id for reject in rejects if source.census and reject.reason == "image_missing"}
     apart = dropped | missing
     return Judgement(
         ledger=ledger,
         queries=queries,
-        kept_queries=kept,
+        kept_queries=kept_queries,
         images=images,
         lookalikes=lookalikes,
         rejects=rejects,
@@ -139,45 +134,14 @@ def match_lookalikes(queries: Iterable[QueryCandidate], images: ImageReport) -> 
     return found
 
 
-def check_rates(judgement: Judgement, params: DataParams, where: Path) -> None:
-    """Refuse data of which too much is unusable.
-
-    Raises:
-        DataError: more rows are rejected or more pictures missing than allowed, or no query is left.
-    """
-    rejected = judgement.num_rejected
-    if rejected > params.max_reject_rate * judgement.num_rows:
-        raise DataError(
-            f"{rejected} of {judgement.num_rows} rows are rejected ({judgement.reject_rate:.2%}), more than "
-            f"data.max_reject_rate = {params.max_reject_rate:g} allows ({count_reasons(judgement.counted_rejects)}); "
-            f"first: {_name_first(judgement.counted_rejects)}",
-            path=where,
-        )
-    if judgement.missing_image_rate > params.max_missing_image_rate:
-        missing = [reject for reject in judgement.rejects if reject.reason == "image_missing"]
-        raise DataError(
-            f"{judgement.num_missing_images} queries lack their picture ({judgement.missing_image_rate:.2%}), more "
-            f"than data.max_missing_image_rate = {params.max_missing_image_rate:g} allows; "
-            f"first: {_name_first(missing)}",
-            path=where,
-        )
-    if not judgement.kept_queries:
-        raise DataError("no query is left that has a relevant document", path=where)
-
-
-def count_reasons(rejects: Iterable[Reject]) -> str:
-    """Return the rejects by reason, most frequent first, as text."""
-    return ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejects).most_common())
-
-
 def _divide(rows: Iterable[QueryCandidate | Reject]) -> tuple[list[QueryCandidate], list[Reject]]:
     candidates: list[QueryCandidate] = []
     rejects: list[Reject] = []
     for row in rows:
         if isinstance(row, Reject):
-            rejects.append(_shortened(row))
+            rejects.append(shorten(row))
         else:
-            candidates.append(row)
+            candidates.append(replace(row, question=unify_line_ends(row.question)))
     return candidates, rejects
 
 
@@ -190,26 +154,23 @@ def _in_file_order(rejects: Sequence[Reject]) -> list[Reject]:
 
 
 def _keep_documents(
-    rows: Iterable[DocumentCandidate | Reject],
-    inspector: PictureInspector,
-    ledger: DocumentLedger,
-    rejects: list[Reject],
-    advance: Advance,
+    source: Source, inspector: PictureInspector, ledger: DocumentLedger, rejects: list[Reject], advance: Advance
 ) -> Iterator[Document]:
     """Yield the documents that are kept; the ledger and the list of rejects grow on the way."""
-    for batch in split_batches(rows, BATCH_SIZE):
+    for batch in split_batches(source.read_documents(), BATCH_SIZE):
         advance(len(batch))
         ledger.num_rows += len(batch)
         documents = [row for row in batch if not isinstance(row, Reject)]
-        rejects += [_shortened(row) for row in batch if isinstance(row, Reject)]
+        rejects += [shorten(row) for row in batch if isinstance(row, Reject)]
         images = inspector.inspect((path for document in documents for path in document.image_paths), lambda _: None)
-        for document in documents:
-            fault = _find_document_fault(document, ledger.find_earlier_row(document.doc_id), images)
+        for raw in documents:
+            document = _clean(raw) if source.census is None else _drop_unusable(_clean(raw), images, source.census)
+            fault = find_document_fault(document, ledger.find_earlier_row(document.doc_id), images)
             ledger.add(
                 document.source_id,
                 document.doc_id,
                 images_decode=all(isinstance(images[path], ImageFacts) for path in document.image_paths),
-                image_or_text=bool(document.image_paths) or bool(document.text.strip()),
+                image_or_text=bool(document.image_paths) or not is_blank(document.text),
             )
             if fault is not None:
                 rejects.append(fault)
@@ -220,20 +181,30 @@ def _keep_documents(
             )
 
 
-def _find_document_fault(document: DocumentCandidate, earlier_row: str | None, images: ImageReport) -> Reject | None:
-    if earlier_row is not None:
-        detail = f"doc_id {document.doc_id} is already taken by {earlier_row}"
-        return _reject(document.source_id, "duplicate_id", detail)
-    if not document.image_paths and not document.text.strip():
-        return _reject(document.source_id, "empty_document", "has neither an image nor text")
-    return next(
-        (fault for path in document.image_paths if (fault := _find_image_fault(document.source_id, path, images))),
-        None,
-    )
+def _clean(document: DocumentCandidate) -> DocumentCandidate:
+    return replace(document, title=clean_text(document.title), text=clean_text(document.text))
+
+
+def _drop_unusable(document: DocumentCandidate, images: ImageReport, census: ImageCensus) -> DocumentCandidate:
+    """Leave out pictures that cannot be used, as those without a file were: a published set has some of either."""
+    _count_unusable(census, document.image_paths, images)
+    usable = tuple(path for path in document.image_paths if isinstance(images[path], ImageFacts))
+    return document if len(usable) == len(document.image_paths) else replace(document, image_paths=usable)
+
+
+def _count_unusable(census: ImageCensus, paths: Iterable[str], images: ImageReport) -> None:
+    for path in paths:
+        finding = images[path]
+        if isinstance(finding, ImageError) and finding.fault != "image_missing":
+            census.count_unusable(path, f"{finding.fault}: {finding.reason}")
 
 
 def _judge_queries(
-    queries: Sequence[QueryCandidate], ledger: DocumentLedger, images: ImageReport, lookalikes: Lookalikes
+    queries: Sequence[QueryCandidate],
+    ledger: DocumentLedger,
+    images: ImageReport,
+    lookalikes: Lookalikes,
+    max_question_chars: int,
 ) -> tuple[list[QueryCandidate], list[Reject]]:
     kept: list[QueryCandidate] = []
     rejects: list[Reject] = []
@@ -241,21 +212,22 @@ def _judge_queries(
     image_owners: dict[str, QueryCandidate] = {}
     for query in queries:
         first_row = first_rows.setdefault(query.query_id, query.source_id)
-        fault = find_query_fault(query, first_row) or _find_image_fault(query.source_id, query.image_path, images)
+        fault = find_query_fault(query, first_row, max_question_chars)
+        fault = fault or find_image_fault(query.source_id, query.image_path, images)
         if fault is not None:
             rejects.append(fault)
             continue
         missing = [doc_id for doc_id in query.relevant_doc_ids if not ledger.is_kept(doc_id)]
         details = [_describe_missing(doc_id, ledger) for doc_id in missing]
         if len(missing) == len(query.relevant_doc_ids):
-            rejects.append(_reject(query.source_id, "no_relevant_document", "; ".join(details) or "names none"))
+            rejects.append(reject_row(query.source_id, "no_relevant_document", "; ".join(details) or "names none"))
             continue
         leak = _find_leak(query, images, lookalikes, image_owners)
         if leak is not None:
             rejects.append(leak)
             continue
         owner = image_owners.setdefault(_hash_of(query, images), query)
-        rejects += [_reject(query.source_id, "unresolved_qrel", detail) for detail in details]
+        rejects += [reject_row(query.source_id, "unresolved_qrel", detail) for detail in details]
         resolved = tuple(doc_id for doc_id in query.relevant_doc_ids if doc_id not in missing)
         # One picture has one path, whatever the files are called: intervals draw pictures, and each is encoded once.
         kept.append(replace(query, relevant_doc_ids=resolved, image_path=owner.image_path))
@@ -270,12 +242,12 @@ def _find_leak(
     owner = owners.get(sha256)
     if owner is not None and owner.split != query.split:
         detail = f"{query.split} image is the same as that of {owner.source_id} in {owner.split}"
-        return _reject(query.source_id, "split_leak", detail)
+        return reject_row(query.source_id, "split_leak", detail)
     for other in lookalikes.get(sha256, ()):
         owner = owners.get(other)
         if owner is not None and owner.split != query.split:
             detail = f"{query.split} image looks the same as that of {owner.source_id} in {owner.split}"
-            return _reject(query.source_id, "split_lookalike", detail)
+            return reject_row(query.source_id, "split_lookalike", detail)
     return None
 
 
@@ -285,48 +257,6 @@ def _hash_of(query: QueryCandidate, images: ImageReport) -> str:
     return fact.sha256
 
 
-def find_query_fault(query: QueryCandidate, first_row: str) -> Reject | None:
-    """Return what is wrong with a query by itself, without looking at pictures or documents.
-
-    Args:
-        query: the query.
-        first_row: the first row that has its id.
-    """
-    if first_row != query.source_id:
-        detail = f"query_id {query.query_id} is already taken by {first_row}"
-        return _reject(query.source_id, "duplicate_id", detail)
-    if not query.question.strip():
-        return _reject(query.source_id, "empty_question", "question is blank")
-    if (place := query.question.find("\0")) >= 0:
-        return _reject(query.source_id, "invalid_row", f"question holds a NUL character at place {place + 1}")
-    if query.target_box is not None:
-        try:
-            Box(*query.target_box)
-        except ValueError as error:
-            return _reject(query.source_id, "bad_box", f"target_box: {error}")
-    return None
-
-
-def _find_image_fault(source_id: str, image_path: str, images: ImageReport) -> Reject | None:
-    finding = images[image_path]
-    if isinstance(finding, ImageFacts):
-        return None
-    return _reject(source_id, finding.fault, f"{image_path}: {finding.reason}")
-
-
 def _describe_missing(doc_id: str, ledger: DocumentLedger) -> str:
     row = ledger.find_earlier_row(doc_id)
     return f"document {doc_id} " + ("does not exist" if row is None else f"was rejected ({row})")
-
-
-def _reject(source_id: str, reason: str, detail: str) -> Reject:
-    return _shortened(Reject(source_id=source_id, reason=reason, detail=detail))
-
-
-def _shortened(reject: Reject) -> Reject:
-    detail = write_on_one_line(reject.detail)
-    return replace(reject, detail=detail if len(detail) <= MAX_DETAIL_CHARS else detail[: MAX_DETAIL_CHARS - 1] + "…")
-
-
-def _name_first(rejects: Sequence[Reject]) -> str:
-    return "; ".join(f"{r.source_id} {r.reason}: {r.detail[:120]}" for r in rejects[:MAX_ROWS_NAMED])

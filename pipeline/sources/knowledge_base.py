@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.sources import DocumentCandidate
 from pipeline.sources.ids import check_id
 from pipeline.sources.pictures import PictureFinder
-from pipeline.sources.streams import read_json_entries
+from pipeline.sources.streams import RepeatedKey, read_json_entries
 from pipeline.types import Reject
 
 
@@ -37,6 +37,9 @@ def read_knowledge_base(path: Path, finder: PictureFinder, max_text_chars: int) 
     """
     for number, url, value in read_json_entries(path):
         source_id = f"{path.name}:{number}"
+        if isinstance(value, RepeatedKey):
+            yield Reject(source_id=source_id, reason="invalid_row", detail=f"key {value.key} stands there twice")
+            continue
         try:
             yield _to_document(source_id, url, value, finder, max_text_chars)
         except ValueError as error:

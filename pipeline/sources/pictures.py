@@ -4,7 +4,7 @@
 |---|---|
 | Google Landmarks v2 (train) | `landmarks/a/b/c/<id>.jpg`, by the id's first three characters |
 | iNaturalist 2021 | `inaturalist/` + the path that `inaturalist/{train,val}_id2name.json` gives |
-| OVEN | `oven_images/<first two digits>/<id>`, or `oven_images/<id>` (EchoSight's), `.jpg`, `.JPEG` or `.png` |
+| OVEN | `oven_images/<first two digits>/<id>`, or `oven_images/<id>` (EchoSight's), whatever the ending |
 | Wiki6M infobox | `wikipedia_images_full/<QID[:4]>/<QID>.jpg` |
 | encyclopedia (ours) | `knowledge_base/<host>/<path>` of the URL, as `wget --force-directories` lays it out |
 """
@@ -18,11 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
+from pipeline.errors import DataError
 from pipeline.sources.streams import read_json_entries
+from pipeline.sources.texts import is_one_line
 from pipeline.workspace import is_plain_relative
 
-OVEN_SUFFIXES: Final = (".jpg", ".JPEG", ".png")
-STATES: Final = ("needed", "found", "missing", "unresolved")
+# The published ones first: where there is no file, its name is the one that is listed as needed.
+OVEN_SUFFIXES: Final = (".jpg", ".JPEG", ".png", ".jpeg", ".JPG", ".PNG", ".webp", ".WEBP")
+STATES: Final = ("needed", "found", "missing", "unresolved", "unusable")
+MAX_UNUSABLE_NAMED: Final = 20
 MAX_NAME_BYTES: Final = 255
 
 _PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
@@ -37,27 +41,45 @@ class ImageCensus:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
         self._counted: set[tuple[str, str]] = set()
-        self._needed: set[str] = set()
+        self._needed: dict[str, str] = {}
+        self._document_dataset = ""
+        self._unusable: dict[str, str] = {}
 
     def count_query(self, dataset: str, image_id: str, state: State, path: str | None) -> None:
         """Count a query's picture, once however many queries share it; `path` is None if the id has no file name."""
         if (dataset, image_id) not in self._counted:
             self._counted.add((dataset, image_id))
-            self.count_document(dataset, state)
+            self._count(dataset, state)
         if path is not None:
-            self._needed.add(path)
+            self._needed[path] = dataset
 
     def count_document(self, dataset: str, state: State) -> None:
-        """Count one picture of a document."""
-        self._counts.setdefault(dataset, Counter()).update(("needed", state))
+        """Count one picture of a document; those of one source are all of one data set."""
+        self._document_dataset = dataset
+        self._count(dataset, state)
+
+    def count_unusable(self, path: str, why: str) -> None:
+        """Count a file that was found as one that cannot be used; the first such files are remembered by name."""
+        counts = self._counts[self._needed.get(path, self._document_dataset)]
+        counts.subtract(("found",))
+        counts.update(("unusable",))
+        if len(self._unusable) < MAX_UNUSABLE_NAMED:
+            self._unusable[path] = why
+
+    def name_unusable(self) -> dict[str, str]:
+        """Return why the first files that cannot be used cannot."""
+        return dict(self._unusable)
 
     def list_needed(self) -> list[str]:
         """Return the files that the queries need, sorted; relative to the data folder."""
         return sorted(self._needed)
 
     def summarise(self) -> dict[str, dict[str, int]]:
-        """Return needed, found, missing and unresolved pictures by data set."""
+        """Return needed, found, missing, unresolved and unusable pictures by data set."""
         return {dataset: {state: counts[state] for state in STATES} for dataset, counts in sorted(self._counts.items())}
+
+    def _count(self, dataset: str, state: State) -> None:
+        self._counts.setdefault(dataset, Counter()).update(("needed", state))
 
 
 class PictureFinder:
@@ -80,14 +102,17 @@ class PictureFinder:
         """Read where these iNaturalist pictures lie; the map is streamed, for it names millions.
 
         Raises:
-            DataError: the map is there but no JSON object.
+            DataError: the map is there but no JSON object, or names two files for one of them.
         """
         path = self._names_path(split)
         if path is None or not wanted_ids or not path.is_file():
             self._names[split] = {}
             return
-        entries = ((key, value) for _, key, value in read_json_entries(path) if key in wanted_ids)
-        self._names[split] = {key: value for key, value in entries if isinstance(value, str)}
+        names: dict[str, str] = {}
+        for number, key, value in read_json_entries(path):
+            if key in wanted_ids and isinstance(value, str) and names.setdefault(key, value) != value:
+                raise DataError(f"names two files for {key}: {names[key]} and {value}", path=path, row=number)
+        self._names[split] = names
 
     def find_query_picture(self, dataset: str, image_id: str, *, inaturalist_split: str) -> str:
         """Return where the picture of a query lies or should lie; a missing file is for others to notice.
@@ -168,4 +193,4 @@ def _name_encyclopedia_picture(url: str) -> list[str]:
 def _is_safe(name: str) -> bool:
     parts = PurePosixPath(name).parts
     short = all(len(part.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES for part in parts)
-    return short and is_plain_relative(name) and "\0" not in name
+    return short and is_plain_relative(name) and is_one_line(name)

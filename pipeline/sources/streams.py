@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -29,10 +30,19 @@ MAX_LINE_BYTES: Final = 1 << 26
 """No published line comes near; a file without line breaks must not fill the memory."""
 MAX_DEPTH: Final = 32
 """Nesting of one entry; published ones have 3."""
+BYTE_ORDER_MARK: Final = "\ufeff"
+JOINED: Final = "a byte order mark stands in it, as where files were joined end to end"
 _JSON_KINDS: Final = {"start_array": "a list", "string": "a text", "null": "null", "boolean": "a truth value"}
 
 # What truncated or foreign gz and zip files raise while they are read.
 _PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError)
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedKey:
+    """Stands for a JSON value of which one object holds a key twice; parsers take the last in silence."""
+
+    key: str
 
 
 @contextmanager
@@ -120,6 +130,8 @@ def read_csv_records(path: Path, required: Sequence[str]) -> Iterator[tuple[int,
     with open_text(path) as file:
         # Bytes that are not UTF-8 stay recognisable, so that they cost one row and not the file.
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        # Python's own limit of 131,072 characters is below published cells: evidence is a whole article.
+        csv.field_size_limit(MAX_LINE_BYTES)
         records = csv.reader(text, strict=True)
         try:
             header = next(records, None)
@@ -138,6 +150,8 @@ def read_csv_records(path: Path, required: Sequence[str]) -> Iterator[tuple[int,
 
 def read_json_entries(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yield number, key and value of each entry of one JSON object, without ever holding the object.
+
+    A value in which a key stands twice comes as a RepeatedKey.
 
     Raises:
         DataError: the file is missing, cut short, not UTF-8 or no JSON object.
@@ -167,8 +181,11 @@ def _build_value(events: Iterator[tuple[str, Any]], path: Path, number: int) -> 
     """Return the value that begins with the next event; nesting is bounded, as ijson's own builder is not."""
     containers: list[Any] = []
     keys: list[str] = []
+    twice: RepeatedKey | None = None
     for kind, value in events:
         if kind == "map_key":
+            if value in containers[-1] and twice is None:
+                twice = RepeatedKey(value)
             keys[-1] = value
             continue
         if kind in ("start_map", "start_array"):
@@ -182,7 +199,7 @@ def _build_value(events: Iterator[tuple[str, Any]], path: Path, number: int) -> 
             done = containers.pop()
             keys.pop()
         if not containers:
-            return done
+            return done if twice is None else twice
         if isinstance(containers[-1], list):
             containers[-1].append(done)
         else:
@@ -194,7 +211,8 @@ def _describe(error: ValueError) -> str:
     """Return what the parser said; it gives bytes where the text is not UTF-8."""
     said = error.args[0] if error.args else error
     text = said.decode("utf-8", "backslashreplace") if isinstance(said, bytes) else str(said)
-    return " ".join(text.partition("(right here)")[0].split())[:160]
+    line = " ".join(text.partition("(right here)")[0].split())[:160]
+    return f"{line}; {JOINED}" if BYTE_ORDER_MARK in text else line
 
 
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
@@ -209,7 +227,11 @@ def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) ->
         raise DataError(f"names a column twice: {', '.join(twice)}", path=path, row=1)
 
 
-def _name_cells(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | str:
+def _name_cells(header: list[str], cells: list[str]) -> dict[str, str] | str:
+    if cells[0].startswith(BYTE_ORDER_MARK):
+        return JOINED
+    if cells == header:
+        return "repeats the header, as where files were joined end to end"
     if len(cells) != len(header):
         return f"has {len(cells)} cells, the header {len(header)}"
     return dict(zip(header, cells, strict=True))

@@ -17,8 +17,8 @@ from pipeline.images import ImageFacts
 from pipeline.sources import QueryCandidate
 from pipeline.sources.ids import IdList
 from pipeline.sources.inspection import ImageReport
-from pipeline.sources.judgement import Judgement, Lookalikes
 from pipeline.sources.ledger import DocumentLedger
+from pipeline.sources.verdict import Judgement, Lookalikes
 from pipeline.types import Box
 
 if TYPE_CHECKING:

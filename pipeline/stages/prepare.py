@@ -13,8 +13,9 @@ from pipeline.config import Params
 from pipeline.images import ImageError
 from pipeline.sources import QueryCandidate, open_source
 from pipeline.sources.inspection import ImageReport
-from pipeline.sources.judgement import Judgement, check_rates, judge
+from pipeline.sources.judgement import judge
 from pipeline.sources.validation import validate_tables
+from pipeline.sources.verdict import Judgement, refuse_unusable
 from pipeline.store import (
     replace_dir,
     save_documents,
@@ -41,12 +42,13 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         protocol) and num_missing_images, neither of them in num_rejected, and missing_image_rate.
 
     Raises:
-        DataError: a raw file is missing or empty, more rows are rejected than allowed, or nothing is left.
+        DataError: a raw file is missing or empty, more rows are rejected than allowed, or no train or no test query
+            is left.
     """
     source = open_source(params.data, workspace.data_dir)
     with replace_dir(workspace.tables_dir) as folder:
         judged = judge(source, params.data, workspace.data_dir, partial(save_documents, folder / "documents.parquet"))
-        check_rates(judged, params.data, workspace.data_dir)
+        refuse_unusable(judged, params.data, workspace.data_dir)
         qrels = [
             Qrel(query_id=query.query_id, doc_id=doc_id)
             for query in judged.kept_queries
@@ -60,6 +62,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         save_rejects(folder / "rejects.parquet", judged.rejects)
         if source.census is not None:
             validation["images"] = source.census.summarise()
+            validation["unusable_images"] = source.census.name_unusable()
             write_text(folder / "needed_images.txt", "".join(f"{path}\n" for path in source.census.list_needed()))
         if params.data.faiss_index is not None:
             save_ids(folder / "document_order.parquet", judged.ledger.list_by_row())

@@ -76,10 +76,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
             num_dropped,
         )
         if not any(pool.split == "train" for pool in pools):
-            raise StageError(
-                f"no training query has a positive among its {params.retrieve.pool_size} candidates; "
-                "raise retrieve.pool_size, inject positives (retrieve.train_pools) or take a stronger scorer"
-            )
+            raise StageError(_explain_no_training(num_dropped, params.retrieve.pool_size))
         baseline = {pool.query_id: compute_outcome(pool.scores, pool.relevance, pool.num_relevant) for pool in pools}
         save_pools(folder / "pools.parquet", pools)
         save_outcomes(folder / "baseline.parquet", baseline)
@@ -147,6 +144,16 @@ def _retrieve(
 def _teaches_nothing(pool: Pool) -> bool:
     """Return whether a pool is for training and no view could rank a positive in it."""
     return pool.split == "train" and not pool.has_positive
+
+
+def _explain_no_training(num_dropped: int, pool_size: int) -> str:
+    """Return why no training pool is left; advice on pools is for those who have some."""
+    if num_dropped == 0:
+        return "the tables hold no training queries; put some into the data and run prepare again"
+    return (
+        f"none of the {num_dropped} training queries has a positive among its {pool_size} candidates; raise "
+        "retrieve.pool_size, set retrieve.train_pools to inject, or take a stronger scorer"
+    )
 
 
 def _inject(

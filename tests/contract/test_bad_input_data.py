@@ -40,7 +40,8 @@ class World:
             self.paint(f"d{number}.png", (number, 1, 0))
             self.paint(f"q{number}.png", (number, 2, 0))
             self.add_document(doc_id=f"d{number}", images=[f"images/d{number}.png"])
-            self.add_query(query_id=f"q{number}", image=f"images/q{number}.png", relevant=[f"d{number}"])
+            split = "test" if number == NUM_SOUND - 1 else "train"
+            self.add_query(query_id=f"q{number}", split=split, image=f"images/q{number}.png", relevant=[f"d{number}"])
 
     @property
     def data_dir(self) -> Path:
@@ -114,6 +115,8 @@ BAD_IMAGES: dict[str, tuple[str, Callable[[World], str]]] = {
     "backslash": ("unsafe_path", lambda world: "images\\q0.png"),
     "link outside": ("unsafe_path", link_outside),
     "null byte": ("unsafe_path", lambda world: "images/a\0.png"),
+    "line end in name": ("unsafe_path", lambda world: write_file(world, "a\n.png", b"")),
+    "escape in name": ("unsafe_path", lambda world: write_file(world, "\x1b[31m.png", b"")),
     "name too long": ("unsafe_path", lambda world: "x" * 400),
 }
 
@@ -129,6 +132,16 @@ BAD_QUERIES: dict[str, tuple[str, dict[str, Any]]] = {
     "three coordinates": ("invalid_row", {"target_box": [0, 0, 1]}),
     "tag no string": ("invalid_row", {"tags": {"a": 1}}),
     "duplicate": ("duplicate_id", {"query_id": "q1"}),
+    "question too long": ("question_too_long", {"question": "x" * 1001}),
+    "question of zero width": ("empty_question", {"question": "\u200b \ufeff\u00ad"}),
+    "question of controls": ("empty_question", {"question": "\0\x1b"}),
+    "control in question": ("invalid_row", {"question": "What\x9f?"}),
+    "control in tag name": ("invalid_row", {"tags": {"a\0": "b"}}),
+    "control in tag": ("invalid_row", {"tags": {"a": "\x1b]0;x\x07"}}),
+    "line end in tag": ("invalid_row", {"tags": {"a": "b\nc"}}),
+    "control in id": ("invalid_row", {"query_id": "a\x85"}),
+    "id of zero width": ("invalid_row", {"query_id": "\u200b"}),
+    "relevant of zero width": ("invalid_row", {"relevant": ["d1", "\ufeff"]}),
     "blank question": ("empty_question", {"question": " \n"}),
     "box outside": ("bad_box", {"target_box": [0, 0, 1.2, 1]}),
     "box without area": ("bad_box", {"target_box": [0.5, 0, 0.5, 1]}),
@@ -190,6 +203,65 @@ def test_bad_lines_are_rejected_with_their_reasons(world: World):
     expected = {name: reason for name, (reason, _) in BAD_LINES.items()}
     assert name_reasons(world.rejects(), "queries", BAD_LINES) == expected
     assert name_reasons(world.rejects(), "documents", BAD_LINES) == expected
+
+
+def test_controls_in_documents_become_spaces(world: World):
+    world.add_document(title="t\0t\x1b[31m", text="one\r\ntwo\rthree\tfour\x00five\x7f\x9f")
+    world.prepare(STRICT)
+    document = store.load_documents(world.workspace.tables_dir / "documents.parquet")[-1]
+    assert (document.title, document.text) == ("t t [31m", "one\ntwo\nthree\tfour five  ")
+
+
+def test_question_of_the_longest_length_stays_with_its_line_ends_unified(world: World):
+    world.add_query(question="x" * 996 + "\r\na\tb", query_id="longest")
+    world.prepare(STRICT)
+    (question,) = {
+        query.question
+        for query in store.load_queries(world.workspace.tables_dir / "queries.parquet")
+        if query.query_id == "longest"
+    }
+    assert question == "x" * 996 + "\na\tb"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (b'{"doc_id": "a", "title": "t", "text": "x", "images": [], "doc_id": "b"}', "doc_id"),
+        (b'{"doc_id": "a", "title": "t", "text": "x", "images": [], "te\\u0078t": "y"}', "text"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named(world: World, line: bytes, key: str):
+    world.documents.append(line)
+    tags = world.queries[0].replace(b'"q0"', b'"other"').replace(b"}", b', "tags": {"a": "1", "a": "2"}}')
+    world.queries.append(tags)
+    world.prepare()
+    assert [(reject.source_id, reject.reason, reject.detail) for reject in world.rejects()] == [
+        ("documents.jsonl:4", "invalid_row", f"key {key} stands there twice"),
+        ("queries.jsonl:4", "invalid_row", "key a stands there twice"),
+    ]
+
+
+def test_files_joined_behind_a_byte_order_mark_are_called_so(world: World):
+    world.documents = [b"\xef\xbb\xbf" + world.documents[0], b"\xef\xbb\xbf" + world.documents[1], *world.documents[2:]]
+    world.queries[1:2] = [world.queries[1] + b"\xef\xbb\xbf" + world.queries[1]]
+    world.prepare()
+    details = {reject.source_id: reject.detail for reject in world.rejects() if reject.reason == "broken_json"}
+    assert details.keys() == {"documents.jsonl:2", "queries.jsonl:2"}
+    assert all("a byte order mark stands in it, as where files were joined" in detail for detail in details.values())
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_data_without_a_split_that_later_stages_need_are_refused_at_once(world: World, split: str):
+    rows = [row for row in world.queries if f'"split": "{split}"'.encode() not in row]
+    kept, world.queries = world.queries, rows
+    with pytest.raises(DataError, match=rf"data: holds no {split} queries, and without them nothing can be"):
+        world.prepare()
+    world.queries = [row.replace(b'"What?"', b'""') if row not in rows else row for row in kept]
+    with pytest.raises(
+        DataError, match=rf"none of its \d {split} queries is left, .*\(empty_question \d\); first: quer"
+    ):
+        world.prepare()
+    assert world.list_written() == []
 
 
 def test_duplicate_names_both_rows_and_the_first_stays(world: World):
@@ -254,7 +326,7 @@ def test_rejected_query_claims_no_image(world: World):
     world.add_query(image=world.paint("x.png", (7, 7, 7)), relevant=["ghost"], split="train")
     world.add_query(query_id="second", image="images/x.png", split="test")
     figures = world.prepare()
-    assert figures["num_queries_test"] == 1
+    assert figures["num_queries_test"] == 2
     assert [reject.reason for reject in world.rejects()] == ["no_relevant_document"]
 
 
@@ -319,5 +391,6 @@ def test_documented_examples_are_sound(world: World):
     examples = re.findall(r"```json\n(.*?)\n```", DOC_PATH.read_text(encoding="utf-8"))
     world.paint("finch-1.jpg", (1, 2, 3))
     world.paint("q1.jpg", (3, 2, 1))
-    world.documents, world.queries = [examples[0].encode()], [examples[1].encode()]
-    assert world.prepare(STRICT)["num_qrels"] == 1
+    world.documents.append(examples[0].encode())
+    world.queries.append(examples[1].encode().replace(b'"q1"', b'"documented"'))
+    assert world.prepare(STRICT)["num_qrels"] == NUM_SOUND + 1

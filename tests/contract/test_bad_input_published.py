@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "NUL in question": (
         CSV,
         swap("Who built", "Who\0built"),
-        r"test\.csv:2 invalid_row: question holds a NUL .*place 4",
+        r"test\.csv:2 invalid_row: question holds .*U\+0000 at place 4",
     ),
     "NUL in URL": (CSV, swap(LUJAN, LUJAN + "\0"), r"test\.csv:2 invalid_row: wikipedia_url must have"),
     "NUL only": (CSV, lambda _: bytes(1000), r"test\.csv, row 1: lacks the columns .*is: \\x00\\x00"),
@@ -110,7 +110,13 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     # damaged CSV
     "empty": (CSV, lambda _: b"", r"test\.csv: holds no rows"),
     "open quote": (CSV, swap("Who built", '"Who built'), r"test\.csv, row 2: is no sound CSV from here on"),
-    "huge cell": (CSV, swap("Who built", "x" * 200_000), r"test\.csv, row 2: is no sound CSV .*field larger than"),
+    "huge cell": (CSV, swap("Who built", "x" * 200_000), r"test\.csv:2 question_too_long: question has 200006 char"),
+    "escape in question": (
+        CSV,
+        swap("Who built", "Who \x1b[31m"),
+        r"test\.csv:2 invalid_row: question holds .*U\+001B",
+    ),
+    "question of zero width": (CSV, swap("Who built this?", "\u200b\u2060\ufeff"), r"test\.csv:2 empty_question"),
     "question blank": (CSV, swap("Who built this?", "  "), r"test\.csv:2 empty_question"),
     "entry unknown": (
         CSV,
@@ -127,6 +133,21 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     ),
     "too deep": (KB, swap("[0, 0]", "[" * 40_000 + "]" * 40_000), r"kb_wiki\.json, row 2: is nested deeper than 32"),
     "duplicate entries": (KB, lambda b: b[:-1] + b", " + b[1:], r"kb_wiki\.json:4 duplicate_id: doc_id .*json:1"),
+    "key twice": (
+        QUESTIONS,
+        swap('"question": "Which place?"', '"question": "Who?", "question": "Which place?"'),
+        r"infoseek_val\.jsonl:1 invalid_row: key question stands there twice",
+    ),
+    "escape in the split": (
+        QUESTIONS,
+        swap("val_unseen_question", "val_unseen\\u001b[31m"),
+        r"infoseek_val\.jsonl:1 invalid_row: tag split: unseen\\x1b\[31m holds a line end or control",
+    ),
+    "lines joined behind a mark": (
+        QUESTIONS,
+        lambda b: b + BOM + b,
+        r"jsonl:4 broken_json: .*a byte order mark stands",
+    ),
     "duplicate ids": (QUESTIONS, lambda b: b + b, r"infoseek_val\.jsonl:4 duplicate_id: query_id .*jsonl:1"),
     "last line cut": (QUESTIONS, lambda b: b[:-20], r"infoseek_val\.jsonl:3 broken_json"),
     "entity twice": (

@@ -51,6 +51,11 @@ def evqa_row(**changes: str) -> dict[str, str]:
     }
 
 
+def evqa_train_row(**changes: str) -> dict[str, str]:
+    """Return a sound E-VQA training row about another landmark."""
+    return evqa_row(**{"dataset_image_ids": "7ra1n", "encyclopedic_vqa_split": "train", **changes})
+
+
 def inaturalist_row(**changes: str) -> dict[str, str]:
     """Return a sound E-VQA test row about a bird."""
     bird = {"dataset_name": "inaturalist", "dataset_image_ids": "2708246|2708247", "wikipedia_url": GREY_HERON}
@@ -124,20 +129,22 @@ def paint(path: Path, shade: int, size: tuple[int, int] = (12, 10)) -> Path:
 
 
 def write_evqa(data_dir: Path) -> Path:
-    """Write a small sound E-VQA folder: two single-hop test rows and one two-hop row between them."""
+    """Write a small sound E-VQA folder: two single-hop test rows, a two-hop row between them, and a training row."""
     images = data_dir / "images"
     paint(images / "landmarks/a/b/c/abc1234567890def.jpg", 1)
     paint(images / "inaturalist/val/00012_heron/x.jpg", 2)
+    paint(images / "landmarks/7/r/a/7ra1n.jpg", 4)
     paint(images / "knowledge_base/upload.wikimedia.org/wikipedia/commons/a/ab/Grey_heron_(1).jpg", 3)
     (images / "inaturalist/val_id2name.json").write_text(json.dumps({"2708246": "val/00012_heron/x.jpg", "1": "y"}))
     two_hop = evqa_row(question_type="2_hop", wikipedia_url=f"{LUJAN}|{GREY_HERON}")
     write_csv(data_dir / "test.csv", [evqa_row(), two_hop, inaturalist_row()])
+    write_csv(data_dir / "train.csv", [evqa_train_row()])
     (data_dir / "encyclopedic_kb_wiki.json").write_text(json.dumps(KNOWLEDGE_BASE))
     return data_dir
 
 
 def write_infoseek(data_dir: Path) -> Path:
-    """Write a small sound InfoSeek folder: three val questions, a repeated entity, an infobox picture."""
+    """Write a small sound InfoSeek folder: three val questions, a training one, a repeated entity, an infobox."""
     rows = [
         ("infoseek_val_00000000", "oven_04963180", "val_unseen_question", "Q178185"),
         ("infoseek_val_00000001", "oven_05023258", "val_unseen_entity", "Q2"),
@@ -168,6 +175,8 @@ def write_infoseek(data_dir: Path) -> Path:
         data_dir / "infoseek_val_withkb.jsonl",
         [{"data_id": row[0], "entity_id": row[3], "entity_text": "Thing"} for row in rows],
     )
+    write_infoseek_train(data_dir, "oven_00000007")
+    paint(data_dir / "images/oven_images/00/oven_00000007.png", 8)
     write_jsonl(
         data_dir / "Wiki6M_ver_1_0.jsonl.gz",
         [
@@ -183,3 +192,12 @@ def write_infoseek(data_dir: Path) -> Path:
         ],
     )
     return data_dir
+
+
+def write_infoseek_train(data_dir: Path, *image_ids: str) -> None:
+    """Write training questions about these pictures, all of entity Q2."""
+    ids = [(f"infoseek_train_{number:08d}", name) for number, name in enumerate(image_ids)]
+    rows = [{"data_id": data_id, "image_id": name, "question": "What?", "data_split": "train"} for data_id, name in ids]
+    write_jsonl(data_dir / "infoseek_train.jsonl", rows)
+    entities = [{"data_id": data_id, "entity_id": "Q2", "entity_text": "Earth"} for data_id, _ in ids]
+    write_jsonl(data_dir / "infoseek_train_withkb.jsonl", entities)

@@ -81,6 +81,126 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path):
     assert [image.getpixel((x, 0))[0] for x in range(3)] == pytest.approx([0, 128, 255], abs=1)
 
 
+def build_tiff(samples: np.ndarray, *, order: str, bits: int, kind: int = 1, white: int = 1) -> bytes:
+    """Return a grey TIFF; `kind` is its SampleFormat, `white` its PhotometricInterpretation (0: white is 0)."""
+    height, width = samples.shape
+    pixels = samples.tobytes()
+    tags = [
+        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, white), (273, 4, 8), (277, 3, 1),
+        (278, 4, height), (279, 4, len(pixels)), (339, 3, kind),
+    ]  # fmt: skip
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(pixels)) + pixels
+    content += struct.pack(f"{order}H", len(tags))
+    for tag, number, value in tags:
+        content += struct.pack(f"{order}HHI", tag, number, 1)
+        content += struct.pack(f"{order}I" if number == 4 else f"{order}HH", *([value] if number == 4 else [value, 0]))
+    return content + struct.pack(f"{order}I", 0)
+
+
+RAMP = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (4, 1))
+
+
+@pytest.mark.parametrize(("order", "white"), [("<", 1), (">", 1), ("<", 0)])
+def test_sixteen_bit_tiff_has_its_shades_in_either_byte_order(order, white, tmp_path: Path):
+    (tmp_path / "a.tif").write_bytes(build_tiff(RAMP.astype(f"{order}u2"), order=order, bits=16, white=white))
+    shades = np.asarray(load(tmp_path / "a.tif", tmp_path))[..., 0]
+    assert np.array_equal(shades, (RAMP >> 8) if white else 255 - (RAMP >> 8))
+
+
+def test_twelve_bit_tiff_reaches_white(tmp_path: Path):
+    packed = np.array([[0xFF, 0xF8, 0x00, 0x00, 0x0F, 0xFF]], np.uint8)  # 4095, 2048, 0, 4095 in 12 bits each
+    content = build_tiff(packed, order="<", bits=12).replace(
+        struct.pack("<HHII", 256, 4, 1, 6), struct.pack("<HHII", 256, 4, 1, 4)
+    )
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.asarray(load(tmp_path / "a.tif", tmp_path))[0, :, 0].tolist() == [255, 128, 0, 255]
+
+
+def test_float_tiff_between_black_and_white_has_its_shades(tmp_path: Path):
+    Image.fromarray((RAMP / 65535).astype(np.float32)).save(tmp_path / "a.tif")
+    shades = np.asarray(load(tmp_path / "a.tif", tmp_path))[..., 0]
+    assert np.abs(shades - RAMP / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind", "said"),
+    [
+        (RAMP.astype("<u4"), 1, "do not say which value is white"),
+        (RAMP.astype("<i4"), 2, "do not say which value is white"),
+        ((RAMP // 2).astype("<i2"), 2, "do not say which value is white"),
+        (RAMP.astype("<f4"), 3, "between 0 .black. and 1 .white."),
+        (RAMP.astype("<f4") / 65535 - 0.1, 3, "between 0 .black. and 1 .white."),
+        (np.full((2, 2), np.nan, "<f4"), 3, "between 0 .black. and 1 .white."),
+    ],
+)
+def test_samples_of_unknown_range_are_refused_not_clipped(samples, kind, said, tmp_path: Path):
+    content = build_tiff(samples, order="<", bits=8 * samples.dtype.itemsize, kind=kind)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=said) as caught:
+        load(tmp_path / "a.tif", tmp_path)
+    assert caught.value.fault == "image_unreadable"
+
+
+def test_transparent_shade_of_sixteen_bits_becomes_white(tmp_path: Path):
+    Image.fromarray(np.array([[5, 1300, 0x8000]], np.uint16)).save(tmp_path / "a.png", transparency=1300)
+    image = load(tmp_path / "a.png", tmp_path)
+    assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 255, 128]
+
+
+def build_exif(*entries: tuple[int, int, int, bytes], tail: bytes = b"") -> bytes:
+    content = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    content += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0" + content + struct.pack("<I", 0) + tail
+
+
+TURNED = (ORIENTATION_TAG, 3, 1, struct.pack("<HH", 6, 0))
+BEHIND_TWO = struct.pack("<I", 8 + 2 + 2 * 12 + 4)
+ODD_EXIF = {
+    "negative resolution": build_exif(TURNED, (0x011A, 10, 1, BEHIND_TWO), tail=struct.pack("<ii", -1, 0)),
+    "resolution in words": build_exif(TURNED, (0x011A, 2, 4, b"72\0\0")),
+    "resolution beyond the end": build_exif(TURNED, (0x011A, 5, 1, struct.pack("<I", 9_999_999))),
+    "tag of unknown type": build_exif(TURNED, (0x011A, 99, 1, b"abcd")),
+    "count that lies": build_exif(TURNED, (0x8769, 4, 7, struct.pack("<I", 3))),
+    "orientation twice": build_exif(TURNED, TURNED),
+    "orientation of two numbers": build_exif((ORIENTATION_TAG, 3, 2, struct.pack("<HH", 6, 6))),
+}
+
+
+@pytest.mark.parametrize("case", ODD_EXIF)
+@pytest.mark.filterwarnings("default")
+def test_odd_exif_keeps_its_orientation(case, tmp_path: Path):
+    for name in ("a.jpg", "a.webp", "a.png"):
+        noise(40, 30).save(tmp_path / name, exif=ODD_EXIF[case])
+        assert load(tmp_path / name, tmp_path).size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no TIFF at all",
+        build_exif((ORIENTATION_TAG, 3, 1, struct.pack("<HH", 9, 0))),
+        build_exif((ORIENTATION_TAG, 2, 2, b"6\0\0\0")),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_exif_without_a_sound_orientation_leaves_the_picture_as_stored(exif, tmp_path: Path):
+    noise(40, 30).save(tmp_path / "a.jpg", exif=exif)
+    assert load(tmp_path / "a.jpg", tmp_path).size == (40, 30)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_turned_palette_and_grey_pictures_turn_too(name, tmp_path: Path):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 8
+    for image in (noise(40, 30).quantize(), Image.fromarray(RAMP)):
+        straight = tmp_path / f"straight-{name}"
+        image.save(straight)
+        image.save(tmp_path / name, exif=exif)
+        expected = load(straight, tmp_path).transpose(Image.Transpose.ROTATE_90)
+        assert np.array_equal(np.asarray(load(tmp_path / name, tmp_path)), np.asarray(expected))
+
+
 @pytest.mark.parametrize("kept", [0, 1, 10, 50, 90])
 def test_truncated_image_is_refused(kept, tmp_path: Path):
     for name in ("a.png", "a.jpg", "a.webp"):

@@ -14,7 +14,7 @@ from pipeline.learn.encoder import load_encoder
 from pipeline.learn.index import PictureFolder, load_index, load_vectors
 from pipeline.stages import index as index_stage
 from pipeline.stages import retrieve as retrieve_stage
-from pipeline.store import load_ids, load_outcomes, load_pools, load_qrels, load_queries, save_qrels
+from pipeline.store import load_ids, load_outcomes, load_pools, load_qrels, load_queries, save_qrels, save_queries
 from pipeline.tracking import null_run
 from pipeline.types import Pool, Qrel, Query
 from pipeline.workspace import Workspace
@@ -140,9 +140,17 @@ def test_no_training_pool_with_a_positive_stops_the_stage(workspace: Workspace, 
     queries = load_queries(workspace.tables_dir / "queries.parquet")
     val = [Qrel(query_id=query.query_id, doc_id="d1") for query in queries if query.split == "val"]
     save_qrels(workspace.tables_dir / "qrels.parquet", val)
-    with pytest.raises(StageError, match="no training query has a positive"):
+    with pytest.raises(StageError, match=r"none of the \d+ training queries has a positive among its 10"):
         _run(workspace, tiny_clip_dir)
     assert not workspace.pools_dir.exists()
+
+
+def test_without_training_queries_no_advice_on_pools_is_given(workspace: Workspace, tiny_clip_dir: Path) -> None:
+    kept = [query for query in _load_queries(workspace) if query.split != "train"]
+    save_queries(workspace.tables_dir / "queries.parquet", kept)
+    with pytest.raises(StageError, match="the tables hold no training queries") as caught:
+        _run(workspace, tiny_clip_dir)
+    assert "pool_size" not in str(caught.value)
 
 
 def test_too_large_a_pool_and_a_stale_index_are_refused(

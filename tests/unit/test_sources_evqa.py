@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,18 +17,21 @@ from pipeline.errors import DataError
 from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
 from pipeline.sources.evqa import COLUMNS
 from pipeline.sources.knowledge_base import join_sections
+from pipeline.sources.pictures import PictureFinder
 from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Reject
 from pipeline.workspace import Workspace
 from tests.unit.published_files import (
     GREY_HERON,
+    HERON_PICTURE,
     KNOWLEDGE_BASE,
     LUJAN,
     URL,
     echosight_row,
     entry,
     evqa_row,
+    evqa_train_row,
     find_real_rows,
     format_csv,
     inaturalist_row,
@@ -65,10 +69,11 @@ def read_documents(data_dir: Path, params: DataParams = EVQA) -> list[DocumentCa
 def test_sound_files_become_tables(workspace: Workspace):
     figures = prepare.run(Params(data=EVQA), workspace, null_run())
     queries = store.load_queries(workspace.tables_dir / "queries.parquet")
-    assert [query.query_id for query in queries] == ["E-VQA_0", "E-VQA_1"]
+    assert [query.query_id for query in queries] == ["E-VQA_0", "E-VQA_1", "E-VQA_train_0"]
     assert [query.image_path for query in queries] == [
         "images/landmarks/a/b/c/abc1234567890def.jpg",
         "images/inaturalist/val/00012_heron/x.jpg",
+        "images/landmarks/7/r/a/7ra1n.jpg",
     ]
     assert queries[1].tags == {"dataset": "inaturalist", "question_type": "automatic", "entity": "unseen"}
     documents = store.load_documents(workspace.tables_dir / "documents.parquet")
@@ -78,7 +83,11 @@ def test_sound_files_become_tables(workspace: Workspace):
         "images/knowledge_base/upload.wikimedia.org/wikipedia/commons/a/ab/Grey_heron_(1).jpg",
     )
     qrels = store.load_qrels(workspace.tables_dir / "qrels.parquet")
-    assert [(qrel.query_id, qrel.doc_id) for qrel in qrels] == [("E-VQA_0", LUJAN), ("E-VQA_1", GREY_HERON)]
+    assert [(qrel.query_id, qrel.doc_id) for qrel in qrels] == [
+        ("E-VQA_0", LUJAN),
+        ("E-VQA_1", GREY_HERON),
+        ("E-VQA_train_0", LUJAN),
+    ]
     assert (figures["num_dropped"], figures["num_rejected"], figures["num_missing_images"]) == (1, 0, 0)
     (reject,) = store.load_rejects(workspace.tables_dir / "rejects.parquet")
     assert (reject.source_id, reject.reason) == ("test.csv:3", "two_hop")
@@ -88,21 +97,23 @@ def test_pictures_are_counted_and_those_of_the_queries_listed(workspace: Workspa
     prepare.run(Params(data=EVQA), workspace, null_run())
     assert (workspace.tables_dir / "needed_images.txt").read_text().splitlines() == [
         "images/inaturalist/val/00012_heron/x.jpg",
+        "images/landmarks/7/r/a/7ra1n.jpg",
         "images/landmarks/a/b/c/abc1234567890def.jpg",
     ]
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
-    assert images["knowledge_base"] == {"needed": 2, "found": 1, "missing": 1, "unresolved": 0}
-    assert images["landmarks"] == images["inaturalist"] == {"needed": 1, "found": 1, "missing": 0, "unresolved": 0}
+    assert images["knowledge_base"] == {"needed": 2, "found": 1, "missing": 1, "unresolved": 0, "unusable": 0}
+    assert images["landmarks"] == {"needed": 2, "found": 2, "missing": 0, "unresolved": 0, "unusable": 0}
+    assert images["inaturalist"] == {"needed": 1, "found": 1, "missing": 0, "unresolved": 0, "unusable": 0}
 
 
 def test_missing_pictures_are_skipped_up_to_the_set_rate(workspace: Workspace):
     (workspace.data_dir / "images/landmarks/a/b/c/abc1234567890def.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 queries lack their picture \(50\.00%\).*test\.csv:2 image_missing"):
+    with pytest.raises(DataError, match=r"1 queries lack their picture \(33\.33%\).*test\.csv:2 image_missing"):
         prepare.run(Params(data=EVQA), workspace, null_run())
     tolerant = Params(data=DataParams(source="evqa", max_missing_image_rate=0.5))
     figures = prepare.run(tolerant, workspace, null_run())
-    assert (figures["num_queries"], figures["num_missing_images"], figures["num_rejected"]) == (1, 1, 0)
-    assert figures["missing_image_rate"] == 0.5
+    assert (figures["num_queries"], figures["num_missing_images"], figures["num_rejected"]) == (2, 1, 0)
+    assert figures["missing_image_rate"] == pytest.approx(1 / 3)
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
     assert images["landmarks"]["missing"] == 1
     assert "abc1234567890def" in (workspace.tables_dir / "needed_images.txt").read_text()
@@ -124,7 +135,7 @@ def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, 
     figures = prepare.run(params, workspace, null_run())
     assert figures["num_missing_images"] == 1
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
-    assert images["inaturalist"] == {"needed": 1, "found": 0, "missing": 0, "unresolved": 1}
+    assert images["inaturalist"] == {"needed": 1, "found": 0, "missing": 0, "unresolved": 1, "unusable": 0}
     rejects = store.load_rejects(workspace.tables_dir / "rejects.parquet")
     assert said in next(reject.detail for reject in rejects if reject.reason == "image_missing")
 
@@ -143,17 +154,16 @@ def test_train_pictures_use_the_train_map_and_ids_name_the_split(workspace: Work
 
 
 def test_a_training_query_gives_way_to_a_test_query_with_its_picture(workspace: Workspace):
-    write_csv(workspace.data_dir / "train.csv", [evqa_row(encyclopedic_vqa_split="train")])
+    write_csv(workspace.data_dir / "train.csv", [evqa_row(encyclopedic_vqa_split="train"), evqa_train_row()])
     figures = prepare.run(Params(data=EVQA), workspace, null_run())
-    assert (figures["num_queries_test"], figures["num_queries_train"]) == (2, 0)
+    assert (figures["num_queries_test"], figures["num_queries_train"]) == (2, 1)
     assert (figures["num_dropped"], figures["num_rejected"]) == (2, 0)
 
 
 def test_annotation_mapping_decides_the_split(workspace: Workspace):
     (workspace.data_dir / "test.csv").rename(workspace.data_dir / "mine.csv")
     params = DataParams(source="evqa", annotations={"val": "mine.csv"})
-    prepare.run(Params(data=params), workspace, null_run())
-    queries = store.load_queries(workspace.tables_dir / "queries.parquet")
+    queries = [row for row in open_source(params, workspace.data_dir).read_queries() if isinstance(row, QueryCandidate)]
     assert [query.query_id for query in queries] == ["E-VQA_val_0", "E-VQA_val_1"]
     assert {query.split for query in queries} == {"val"}
 
@@ -306,11 +316,110 @@ def test_missing_knowledge_base_and_annotations_are_named(workspace: Workspace):
     (workspace.data_dir / "encyclopedic_kb_wiki.json").unlink()
     with pytest.raises(DataError, match=r"no knowledge base of evqa: encyclopedic_kb_wiki\.json or"):
         prepare.run(Params(data=EVQA), workspace, null_run())
-    (workspace.data_dir / "test.csv").unlink()
+    for name in ("test.csv", "train.csv"):
+        (workspace.data_dir / name).unlink()
     with pytest.raises(DataError, match=r"none of the annotation files of evqa: train\.csv, val\.csv, test\.csv"):
         prepare.run(Params(data=EVQA), workspace, null_run())
     with pytest.raises(DataError, match=r"mine\.csv: is missing"):
         open_source(DataParams(source="evqa", annotations={"test": "mine.csv"}), workspace.data_dir)
+
+
+# Pictures and cells that cannot be used
+
+
+def read_validation(workspace: Workspace) -> dict[str, Any]:
+    return store.read_json(workspace.tables_dir / "validation.json")
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>404</html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"", b"\xff\xd8cut"]
+)
+def test_an_unreadable_picture_of_an_entry_costs_no_more_than_a_missing_one(workspace: Workspace, content: bytes):
+    folder = workspace.data_dir / "images/knowledge_base/upload.wikimedia.org"
+    (folder / "gone.jpg").write_bytes(content)
+    figures = prepare.run(Params(data=EVQA), workspace, null_run())
+    assert (figures["num_documents"], figures["num_queries"], figures["num_rejected"]) == (3, 3, 0)
+    documents = store.load_documents(workspace.tables_dir / "documents.parquet")
+    good = "images/knowledge_base/upload.wikimedia.org/wikipedia/commons/a/ab/Grey_heron_(1).jpg"
+    assert documents[1].image_paths == (good,)
+    found = read_validation(workspace)
+    assert found["images"]["knowledge_base"] == {
+        "needed": 2, "found": 1, "missing": 0, "unresolved": 0, "unusable": 1,
+    }  # fmt: skip
+    (why,) = found["unusable_images"].values()
+    assert why.startswith("image_unreadable")
+
+
+def test_an_entry_left_without_text_and_usable_picture_is_empty(workspace: Workspace):
+    bare = {**KNOWLEDGE_BASE, GREY_HERON: entry("Grey heron", texts=("",), images=(HERON_PICTURE,))}
+    (workspace.data_dir / "encyclopedic_kb_wiki.json").write_text(json.dumps(bare))
+    heron = workspace.data_dir / "images/knowledge_base/upload.wikimedia.org/wikipedia/commons/a/ab/Grey_heron_(1).jpg"
+    heron.write_bytes(b"<html>")
+    tolerant = Params(data=DataParams(source="evqa", max_reject_rate=1.0))
+    prepare.run(tolerant, workspace, null_run())
+    reasons = [row.reason for row in store.load_rejects(workspace.tables_dir / "rejects.parquet")]
+    assert reasons == ["empty_document", "two_hop", "no_relevant_document"]
+
+
+def test_an_unreadable_picture_of_a_query_is_rejected_and_counted_as_unusable(workspace: Workspace):
+    (workspace.data_dir / "images/landmarks/a/b/c/abc1234567890def.jpg").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"1 of 7 rows are rejected .*test\.csv:2 image_unreadable"):
+        prepare.run(Params(data=EVQA), workspace, null_run())
+    prepare.run(Params(data=DataParams(source="evqa", max_reject_rate=0.2)), workspace, null_run())
+    landmarks = read_validation(workspace)["images"]["landmarks"]
+    assert landmarks == {"needed": 2, "found": 1, "missing": 0, "unresolved": 0, "unusable": 1}
+
+
+def test_a_cell_of_an_unused_column_may_be_long(tmp_path: Path):
+    queries, rejects = read_rows(tmp_path, evqa_row(evidence="e" * 300_000), evqa_row())
+    assert (len(queries), rejects) == (2, [])
+
+
+def test_joined_csv_files_are_called_so(tmp_path: Path):
+    content = format_csv([evqa_row()]).encode()
+    path = tmp_path / "test.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + content + b"\xef\xbb\xbf" + content + content)
+    queries, rejects = read_file(path)
+    assert len(queries) == 3
+    assert [(reject.source_id, "joined end to end" in reject.detail) for reject in rejects] == [
+        ("test.csv:3", True),
+        ("test.csv:5", True),
+    ]
+    assert "byte order mark" in rejects[0].detail
+
+
+def test_joined_knowledge_bases_are_called_so(workspace: Workspace):
+    path = workspace.data_dir / "encyclopedic_kb_wiki.json"
+    path.write_bytes(path.read_bytes() + b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(DataError, match=r"after 3 entries: .*a byte order mark stands in it"):
+        read_documents(workspace.data_dir)
+
+
+def test_an_entry_with_a_key_twice_is_rejected(workspace: Workspace):
+    path = workspace.data_dir / "encyclopedic_kb_wiki.json"
+    path.write_text(path.read_text().replace('"title": "Grey heron"', '"title": "Heron", "title": "Grey heron"'))
+    rows = read_documents(workspace.data_dir)
+    assert [(row.source_id, row.detail) for row in rows if isinstance(row, Reject)] == [
+        ("encyclopedic_kb_wiki.json:2", "key title stands there twice")
+    ]
+
+
+def test_a_map_that_names_two_files_for_one_picture_is_refused(workspace: Workspace):
+    path = workspace.data_dir / "images/inaturalist/val_id2name.json"
+    path.write_text('{"2708246": "val/00012_heron/x.jpg", "1": "y", "2708246": "val/z.jpg"}')
+    with pytest.raises(DataError, match=r"val_id2name\.json, row 3: names two files for 2708246"):
+        prepare.run(Params(data=EVQA), workspace, null_run())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".webp", ".WEBP"])
+def test_an_oven_picture_is_found_whatever_its_ending(tmp_path: Path, suffix: str):
+    folder = tmp_path / "images/oven_images/05"
+    folder.mkdir(parents=True)
+    (folder / f"oven_05023258{suffix}").touch()
+    finder = PictureFinder(tmp_path, "images")
+    found = finder.find_query_picture("infoseek", "oven_05023258", inaturalist_split="")
+    assert found == f"images/oven_images/05/oven_05023258{suffix}"
+    assert finder.census.summarise()["infoseek"]["found"] == 1
 
 
 # EchoSight's CSV
@@ -321,6 +430,11 @@ def write_echosight(data_dir: Path) -> None:
     columns = [*COLUMNS, "data_id"]
     rows = [echosight_row(), echosight_row(data_id="infoseek_val_00000002", question_type="Time")]
     write_csv(data_dir / "test.csv", rows, columns)
+    train = echosight_row(data_id="infoseek_train_00000003", dataset_image_ids="oven_00000007")
+    write_csv(data_dir / "train.csv", [train], columns)
+    paint(data_dir / "images/oven_images/00/oven_00000007.JPG.png", 8).rename(
+        data_dir / "images/oven_images/00/oven_00000007.JPG"
+    )
     paint(data_dir / "images/oven_images/oven_05023258.png", 7)
     (data_dir / "wiki_100_dict_v4.json").write_text(json.dumps(KNOWLEDGE_BASE))
 
@@ -330,8 +444,16 @@ def test_echosight_rows_keep_their_data_id_and_flat_pictures(tmp_path: Path):
     write_echosight(workspace.data_dir)
     prepare.run(Params(data=ECHOSIGHT), workspace, null_run())
     queries = store.load_queries(workspace.tables_dir / "queries.parquet")
-    assert [query.query_id for query in queries] == ["infoseek_val_00000001", "infoseek_val_00000002"]
-    assert {query.image_path for query in queries} == {"images/oven_images/oven_05023258.png"}
+    assert [query.query_id for query in queries] == [
+        "infoseek_val_00000001",
+        "infoseek_val_00000002",
+        "infoseek_train_00000003",
+    ]
+    assert [query.image_path for query in queries] == [
+        "images/oven_images/oven_05023258.png",
+        "images/oven_images/oven_05023258.png",
+        "images/oven_images/00/oven_00000007.JPG",
+    ]
     assert queries[1].tags == {"dataset": "infoseek", "question_type": "Time"}
 
 
@@ -348,7 +470,7 @@ def test_echosight_rows_learn_their_split_from_infoseek_beside_them(tmp_path: Pa
     write_jsonl(workspace.data_dir / "infoseek_val.jsonl", [{**row, "data_split": "val_unseen_entity"}])
     prepare.run(Params(data=ECHOSIGHT), workspace, null_run())
     queries = store.load_queries(workspace.tables_dir / "queries.parquet")
-    assert [query.tags.get("split") for query in queries] == [None, "unseen_entity"]
+    assert [query.tags.get("split") for query in queries] == [None, "unseen_entity", None]
 
 
 # Real rows

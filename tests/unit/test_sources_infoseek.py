@@ -19,7 +19,7 @@ from pipeline.stages import prepare
 from pipeline.tracking import null_run
 from pipeline.types import Reject
 from pipeline.workspace import Workspace
-from tests.unit.published_files import write_infoseek, write_jsonl
+from tests.unit.published_files import write_infoseek, write_infoseek_train, write_jsonl
 
 PARAMS = Params(data=DataParams(source="infoseek"))
 QUESTION = {
@@ -56,12 +56,14 @@ def test_sound_files_become_tables(workspace: Workspace):
         {"split": "unseen_question"},
         {"split": "unseen_entity"},
         {"split": "unseen_entity"},
+        {"split": "train"},
     ]
-    assert {query.split for query in queries} == {"test"}
+    assert [query.split for query in queries] == ["test", "test", "test", "train"]
     assert [query.image_path for query in queries] == [
         "images/oven_images/04/oven_04963180.jpg",
         "images/oven_images/05/oven_05023258.JPEG",
         "images/oven_images/05/oven_05023259.png",
+        "images/oven_images/00/oven_00000007.png",
     ]
     documents = store.load_documents(workspace.tables_dir / "documents.parquet")
     assert [(document.doc_id, document.text) for document in documents] == [
@@ -70,17 +72,14 @@ def test_sound_files_become_tables(workspace: Workspace):
     ]
     assert documents[0].image_paths == ("images/wikipedia_images_full/Q178/Q178185.jpg",)
     qrels = store.load_qrels(workspace.tables_dir / "qrels.parquet")
-    assert [qrel.doc_id for qrel in qrels] == ["Q178185", "Q2", "Q2"]
+    assert [qrel.doc_id for qrel in qrels] == ["Q178185", "Q2", "Q2", "Q2"]
     (repeated,) = store.load_rejects(workspace.tables_dir / "rejects.parquet")
     assert (repeated.source_id, repeated.reason) == ("Wiki6M_ver_1_0.jsonl.gz:3", "repeated_entity")
     assert (figures["num_dropped"], figures["num_rejected"]) == (1, 0)
 
 
 def test_a_training_question_gives_way_to_a_val_question_with_its_picture(workspace: Workspace):
-    row = {**QUESTION, "data_id": "infoseek_train_00000000", "data_split": "train"}
-    write_jsonl(workspace.data_dir / "infoseek_train.jsonl", [row])
-    entity = {"data_id": "infoseek_train_00000000", "entity_id": "Q2", "entity_text": "Earth"}
-    write_jsonl(workspace.data_dir / "infoseek_train_withkb.jsonl", [entity])
+    write_infoseek_train(workspace.data_dir, QUESTION["image_id"], "oven_00000007")
     prepare.run(PARAMS, workspace, null_run())
     reasons = {row.source_id: row.reason for row in store.load_rejects(workspace.tables_dir / "rejects.parquet")}
     assert reasons["infoseek_train.jsonl:1"] == "split_leak"
@@ -141,8 +140,8 @@ def test_missing_picture_is_counted_by_data_set(workspace: Workspace):
     assert figures["num_missing_images"] == 1
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
     assert images == {
-        "infobox": {"needed": 1, "found": 1, "missing": 0, "unresolved": 0},
-        "infoseek": {"needed": 3, "found": 2, "missing": 1, "unresolved": 0},
+        "infobox": {"needed": 1, "found": 1, "missing": 0, "unresolved": 0, "unusable": 0},
+        "infoseek": {"needed": 4, "found": 3, "missing": 1, "unresolved": 0, "unusable": 0},
     }
 
 

@@ -121,8 +121,9 @@ def test_share_and_seed_change_the_split(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_two_entities_stays_on_one_side_of_the_cut(tmp_path: Path) -> None:
-    queries, _ = _prepare(_write_infoseek(tmp_path / "data", shared_picture=True))
-    assert len({query.split for query in queries if query.split != "test"}) == 1
+    data_dir = _write_infoseek(tmp_path / "data", shared_picture=True)
+    findings, _, _ = check_data(DataParams(source="infoseek", **HALF), data_dir)
+    assert len(findings["queries_by_split"].keys() - {"test"}) == 1
 
 
 def test_echosight_is_cut_by_url_and_a_published_val_file_forbids_a_cut(tmp_path: Path) -> None:
