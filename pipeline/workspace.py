@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -127,25 +126,6 @@ def read_data_md5(data_dir: Path) -> str | None:
     except (yaml.YAMLError, KeyError, IndexError, TypeError) as error:
         raise DataError("names no md5 of the data; run `dvc add data`", path=path) from error
     return str(md5)
-
-
-@lru_cache
-def find_dvc_cache(data_dir: Path) -> Path | None:
-    """Return the folder that DVC keeps the content of a data folder in; None where DVC does not look after it.
-
-    Args:
-        data_dir: `data/` of a checkout, absolute.
-    """
-    dvc_dir = data_dir.parent / ".dvc"
-    if not dvc_dir.is_dir():
-        return None
-    from dvc.config import Config, ConfigError
-
-    try:
-        named = Config(str(dvc_dir))["cache"].get("dir")
-    except ConfigError:
-        return None
-    return (Path(named) if named else dvc_dir / "cache").resolve()
 
 
 def is_plain_relative(path: str) -> bool:
