@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -161,8 +162,27 @@ def _confine(path: Path, root: Path) -> Path:
 
 def _lies_in_dvc_cache(real_path: Path, real_root: Path) -> bool:
     """Whether a link was followed to where DVC keeps the data themselves, as its cache type `symlink` makes them."""
-    cache_dir = find_dvc_cache(real_root)
+    cache_dir = _find_dvc_cache(real_root)
     return cache_dir is not None and real_path.is_relative_to(cache_dir)
+
+
+@lru_cache
+def _find_dvc_cache(data_dir: Path) -> Path | None:
+    """Return the folder that DVC keeps the content of a data folder in; None where DVC does not look after it.
+
+    Args:
+        data_dir: `data/` of a checkout, absolute.
+    """
+    dvc_dir = data_dir.parent / ".dvc"
+    if not dvc_dir.is_dir():
+        return None
+    from dvc.config import Config, ConfigError
+
+    try:
+        named = Config(str(dvc_dir))["cache"].get("dir")
+    except ConfigError:
+        return None
+    return (Path(named) if named else dvc_dir / "cache").resolve()
 
 
 def _decode(real_path: Path, path: Path, max_pixels: int) -> Image.Image:

@@ -29,8 +29,11 @@ STATES: Final = ("needed", "found", "missing", "unresolved", "unusable")
 MAX_UNUSABLE_NAMED: Final = 20
 MAX_NAME_BYTES: Final = 255
 
-_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
-_OVEN_ID = re.compile(r"oven_\d{8}")
+_IDS: Final = {
+    "landmarks": re.compile(r"[0-9A-Za-z_-]{3,64}"),  # the first three name the folders
+    "inaturalist": re.compile(r"[0-9A-Za-z_-]{1,64}"),  # numbers, from 0 on
+    "infoseek": re.compile(r"oven_\d{8}"),
+}
 
 State = Literal["found", "missing", "unresolved"]
 
@@ -126,7 +129,7 @@ class PictureFinder:
             ValueError: the id is no such id.
             LookupError: the id has no file name; the text says why.
         """
-        if not (_OVEN_ID if dataset == "infoseek" else _PLAIN_ID).fullmatch(image_id):
+        if not _IDS[dataset].fullmatch(image_id):
             raise ValueError(f"{image_id!r} is no image id of {dataset}")
         if dataset == "inaturalist" and self._data_dir is None:
             self.census.count_query(dataset, image_id, "unresolved", None)

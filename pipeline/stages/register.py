@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -193,6 +194,7 @@ def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
             "scorer": resolve_model_path(params.scorer.path),
             "index": workspace.index_dir,
         }
+        artifacts = {name: _follow_links(path, Path(folder) / "whole" / name) for name, path in artifacts.items()}
         signature, example = _describe_interface()
         # The signature is given below; MLflow would rather read it from type hints, and says so each time.
         warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
@@ -218,6 +220,17 @@ def _find_whole_policy(params: Params, workspace: Workspace, merged_dir: Path) -
         return workspace.policy_dir
     load_policy(workspace.policy_dir, params.policy).save_merged(merged_dir)
     return merged_dir
+
+
+def _follow_links(path: Path, copy: Path) -> Path:
+    """Return a file or folder without symbolic links in it, which MLflow refuses; `copy` where there were some.
+
+    DVC leaves links where its cache lies on another disk, and the hub's cache consists of them.
+    """
+    if not any(part.is_symlink() for part in path.rglob("*")):
+        return path
+    shutil.copytree(path, copy)
+    return copy
 
 
 def _describe_interface() -> tuple[ModelSignature, Any]:

@@ -13,6 +13,7 @@ from pipeline import store
 from pipeline.config import Params
 from pipeline.images import ImageError, load_upright
 from pipeline.stages import prepare
+from pipeline.stages.register import _follow_links
 from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
 from tests.unit.published_files import paint, write_jsonl
@@ -89,6 +90,20 @@ def test_links_elsewhere_are_still_refused(checkout: Path, tmp_path: Path) -> No
     # Another folder of the checkout has no such leave.
     with pytest.raises(ImageError, match="lies outside"):
         load_upright(data_dir / "images/train.png", max_pixels=1000, root=data_dir / "images")
+
+
+def test_linked_outputs_are_registered_as_files(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("content")
+    linked, plain = tmp_path / "linked", tmp_path / "plain"
+    for folder in (linked, plain):
+        (folder / "inner").mkdir(parents=True)
+    (linked / "inner/weights").symlink_to(tmp_path / "cache")
+    (plain / "inner/weights").write_text("content")
+    assert _follow_links(plain, tmp_path / "unused") == plain
+    whole = _follow_links(linked, tmp_path / "whole" / "policy")
+    assert whole == tmp_path / "whole/policy"
+    assert not (whole / "inner/weights").is_symlink()
+    assert (whole / "inner/weights").read_text() == "content"
 
 
 def test_what_is_advised_against_does_not_work(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_an_unreadable_picture_of_a_query_is_rejected_and_counted_as_unusable(wo
 
 
 def test_a_cell_of_an_unused_column_may_be_long(tmp_path: Path):
-    queries, rejects = read_rows(tmp_path, evqa_row(evidence="e" * 300_000), evqa_row())
+    queries, rejects = read_rows(tmp_path, inaturalist_row(evidence="e" * 300_000, dataset_image_ids="1"), evqa_row())
     assert (len(queries), rejects) == (2, [])
 
 
