@@ -47,6 +47,8 @@ def materialise_data(root: Path, generate: Callable[[Path], None]) -> str:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    if (root / "data").is_symlink():  # DVC adds no link, so its usual advice would lead nowhere
+        raise DataStepError('data/ is a link; docs/data-format.md, "Data on another disk", says what works')
     if not (root / DATA_FILE).is_file():
         raise DataStepError(f"{DATA_FILE} is missing: make data/ (`region-r1 demo make-data`), then `dvc add data`")
     try:

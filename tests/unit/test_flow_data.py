@@ -175,3 +175,10 @@ def test_a_generator_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     program.chmod(0o755)
     with pytest.raises(DataStepError, match="exited with 3"):
         data._generate_demo(tmp_path)
+
+
+def test_a_linked_data_folder_is_sent_to_the_page_that_says_what_works(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.data.rename(tmp_path / "elsewhere")
+    checkout.data.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataStepError, match=r"data/ is a link; docs/data-format\.md"):
+        materialise_data(checkout.root, checkout.draw)
