@@ -13,7 +13,7 @@ A family is named by its configuration's `model_type`.
 Qwen2-VL and Qwen3-VL were trained to speak thousandths; Qwen2.5-VL speaks pixels of its resized input, so equal numbers
 mean other boxes on other pictures. The public code of the paper cut such pixels out of the original picture.
 
-The prompt's order of picture and text is the chat template's; `policy.build_messages` names the picture first, as all
+The prompt's order of picture and text is the chat template's; `conversation.py` names the picture first, as all
 of these were trained, and the demo's own template turns the two round.
 """
 

@@ -53,7 +53,7 @@ from pipeline.learn.dropout import without_dropout
 from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.group_sampling import sample_rows
 from pipeline.learn.openings import read_opening
-from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
 from pipeline.learn.shared_prompts import can_share_prompts, compute_completion_logps, select_pictures
@@ -517,7 +517,7 @@ def train_rgrpo(
         policy.get_frame(scorer.queries[query_id].width_px, scorer.queries[query_id].height_px)
     policy.prepare_training()
     rows = [
-        {"query_id": query_id, "prompt": build_messages(question, policy.params)}
+        {"query_id": query_id, "prompt": policy.conversation.build_messages(question)}
         for query_id, question in questions.items()
     ]
     dataset = Dataset.from_list(rows).with_transform(AttachImages(scorer.load_image))

@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcesso
 from pipeline.config import BatchParams, PolicyParams
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
-from pipeline.core.prompts import build_prompt
 from pipeline.errors import ModelError
 from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
+from pipeline.learn.conversation import Conversation
 from pipeline.learn.families import FrameOf, find_family, load_processor
 from pipeline.learn.generation import (
     DRAWING_TEMPERATURE,
@@ -40,8 +40,6 @@ from pipeline.types import Box, Crop, Decision
 
 Untyped = Any
 """A class of transformers, whose attributes depend on the model."""
-
-Message = dict[str, Any]
 
 # Any crop shows how a crop's answer begins.
 _SOME_CROP: Final = Crop(Box(0.0, 0.0, 1.0, 1.0))
@@ -98,8 +96,10 @@ class Policy:
         self.get_frame: Final = get_frame
         self.tokens: Final = find_answer_tokens(model, processor.tokenizer)
         self.batch_size = batch_size
-        self.region_ids: Final = self._encode_opening(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
-        self.full_ids: Final = self._encode_opening(FULL_ANSWER, FULL_ANSWER)
+        self.conversation: Final = Conversation(processor, params)
+        encode = self.conversation.encode_opening
+        self.region_ids: Final = encode(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
+        self.full_ids: Final = encode(FULL_ANSWER, FULL_ANSWER)
         if self.region_ids[0] == self.full_ids[0]:
             raise ModelError("the tokenizer begins REGION and FULL with the same token: p(REGION) cannot be read there")
 
@@ -199,24 +199,6 @@ class Policy:
             self.model = self.model.merge_and_unload()
         self.save(folder)
 
-    def _encode_opening(self, answer: str, opening: str) -> list[int]:
-        """Return the first tokens of an answer, as template and tokenizer write it, up to its opening's end.
-
-        SmolVLM's template sets a space before the answer, and a tokenizer may join the opening's last sign with the
-        line break after it: forced rows must begin with the tokens that SFT has taught.
-        """
-        asked = build_messages("?", self.params)
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        render = self.processor.apply_chat_template
-        prompt = render(asked, add_generation_prompt=True, tokenize=False)
-        spoken = render([*asked, said], tokenize=False).removeprefix(prompt)
-        lead = spoken[: spoken.index(answer)]
-        tokenizer = self.processor.tokenizer
-        ids: list[int] = tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
-        lengths = range(1, len(ids) + 1)
-        wanted = (lead + opening).strip()
-        return ids[: next(length for length in lengths if tokenizer.decode(ids[:length]).strip().startswith(wanted))]
-
     def _split(
         self, images: Sequence[Image.Image], questions: Sequence[str], size: int
     ) -> Iterator[tuple[int, Sequence[Image.Image], Sequence[str]]]:
@@ -239,12 +221,7 @@ class Policy:
     ) -> list[PolicyAnswer]:
         """Answer every query `num_samples` times; answers to one query follow one another."""
         frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples)]
-        prompts = [
-            self.processor.apply_chat_template(
-                build_messages(question, self.params), add_generation_prompt=True, tokenize=False
-            )
-            for question in questions
-        ]
+        prompts = [self.conversation.write_prompt(question) for question in questions]
         inputs = self.processor(
             text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
         ).to(self.model.device)
@@ -276,12 +253,6 @@ def _repeat_rows(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     rows = [row for row in range(len(ids_BP)) for _ in range(times)]
     pictures = select_pictures(inputs, rows, ids_BP.shape[1])
     return {"input_ids": ids_BP[rows], "attention_mask": inputs["attention_mask"][rows], **pictures}
-
-
-def build_messages(question: str, params: PolicyParams) -> list[Message]:
-    """Return the conversation that asks for a decision; the chat template sets the order of picture and text."""
-    text = build_prompt(question, params.prompt)
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchParams().policy) -> Policy:
