@@ -50,6 +50,7 @@ from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.dropout import without_dropout
+from pipeline.learn.families import check_pictures
 from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.group_sampling import sample_rows
 from pipeline.learn.openings import read_opening
@@ -513,8 +514,7 @@ def train_rgrpo(
     Raises:
         ModelError: the policy cannot read a picture of some query's shape.
     """
-    for query_id in questions:  # a picture that the policy cannot read stops the run before it begins
-        policy.get_frame(scorer.queries[query_id].width_px, scorer.queries[query_id].height_px)
+    check_pictures(policy.get_frame, (scorer.queries[query_id] for query_id in questions))
     policy.prepare_training()
     rows = [
         {"query_id": query_id, "prompt": policy.conversation.build_messages(question)}

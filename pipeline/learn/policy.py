@@ -13,7 +13,6 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcessorList, StoppingCriteriaList
 
 from pipeline.config import BatchParams, PolicyParams
@@ -23,7 +22,7 @@ from pipeline.errors import ModelError
 from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
 from pipeline.learn.conversation import Conversation
-from pipeline.learn.families import FrameOf, find_family, load_processor
+from pipeline.learn.families import LOADING_ERRORS, FrameOf, build_frames, find_family, load_processor
 from pipeline.learn.generation import (
     DRAWING_TEMPERATURE,
     GenerationSettings,
@@ -44,8 +43,6 @@ Untyped = Any
 # Any crop shows how a crop's answer begins.
 _SOME_CROP: Final = Crop(Box(0.0, 0.0, 1.0, 1.0))
 _SOME_FRAME: Final = Frame(1.0, 1.0)
-
-_LOADING_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +271,8 @@ def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchP
     device = choose_device(params.device, "policy.device")
     try:
         config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
-        family = find_family(config)
-        processor = load_processor(folder, family)
-        get_frame = family.build_frames(config, processor)
+        processor = load_processor(folder, find_family(config))
+        get_frame = build_frames(config, processor)
         model, report = AutoModelForImageTextToText.from_pretrained(
             base_dir,
             local_files_only=True,
@@ -290,6 +286,6 @@ def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchP
         forget_generation_config(model, processor.tokenizer)
         if has_adapter(folder):
             model = load_adapter(model, folder, base_digest)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     return Policy(model.to(device), processor, params, base_digest, get_frame, batch_size=batch_size)
