@@ -12,7 +12,7 @@ from benchmarks.setting import Completions, Setting
 from pipeline.config import Params, TrainParams
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, parse_completion
 from pipeline.learn.generation import GenerationSettings
-from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.types import Decision
@@ -77,15 +77,7 @@ def _sample_row(
 ) -> list[Decision]:
     """Return one sampled decision per query, all opened alike."""
     processor = policy.processor
-    prompts = [
-        processor.apply_chat_template(
-            build_messages(setting.queries[query_id].question, policy.params),
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        + opening
-        for query_id in query_ids
-    ]
+    prompts = [policy.conversation.write_prompt(setting.queries[query_id].question) + opening for query_id in query_ids]
     images = [[scorer.load_image(query_id)] for query_id in query_ids]
     inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt").to(policy.model.device)
     policy.model.eval()

@@ -26,7 +26,7 @@ from pipeline.config import PolicyParams, TrainParams
 from pipeline.images import crop_view
 from pipeline.learn.encoder import PictureTask, encode_in_stream
 from pipeline.learn.grpo import RGRPOTrainer, train_rgrpo
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.vllm_engine import VllmPolicy
 from pipeline.planning.sizes import read_shapes
@@ -209,9 +209,7 @@ def measure_embedding(setting: Setting, num_images: int, num_calls: int) -> Embe
 def count_prompt_tokens(policy: Policy, batch: Batch) -> int:
     """Return the tokens of the first prompt, those of its picture among them."""
     image, question = batch[0][0], batch[1][0]
-    prompt = policy.processor.apply_chat_template(
-        build_messages(question, policy.params), add_generation_prompt=True, tokenize=False
-    )
+    prompt = policy.conversation.write_prompt(question)
     return int(policy.processor(text=[prompt], images=[[image]], return_tensors="pt")["input_ids"].shape[1])
 
 

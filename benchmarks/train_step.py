@@ -27,7 +27,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import Cost, Spread, compute_ratios, compute_spread, do_in_turn
 from pipeline.config import TrainParams
 from pipeline.learn import grpo
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.training_log import TrainingLog
@@ -160,7 +160,7 @@ def train_stock(setting: Setting, train: TrainParams) -> Stopwatch:
     """Train a fresh copy of the policy with TRL's trainer and a reward that is always 0."""
     policy, scorer, watch = _start(setting)
     rows = [
-        {"query_id": query_id, "prompt": build_messages(question, policy.params)}
+        {"query_id": query_id, "prompt": policy.conversation.build_messages(question)}
         for query_id, question in setting.questions.items()
     ]
     with tempfile.TemporaryDirectory() as scratch, watch.count_positions(policy):

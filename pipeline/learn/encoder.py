@@ -29,6 +29,7 @@ from pipeline.errors import ModelError
 from pipeline.images import crop_view
 from pipeline.learn.foreign_encoders import check_revision, is_open_clip, load_open_clip, load_remote
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
+from pipeline.learn.plain_text import PlainText, list_markers
 from pipeline.learn.precision import choose_device
 
 F32 = NDArray[np.float32]
@@ -67,7 +68,7 @@ class Encoder(Protocol):
         """Return one unit vector per picture; pictures of another size are squashed to the input's."""
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Return one unit vector per text; a text that is too long is cut at its end."""
+        """Return one unit vector per text, read as plain text; one that is too long is cut at its end."""
 
 
 class ClipEncoder:
@@ -86,6 +87,7 @@ class ClipEncoder:
     ) -> None:
         self._model = model
         self._tokenizer = processor.tokenizer
+        self._as_plain_text = PlainText(list_markers(processor.tokenizer))
         self._device = device
         self._batch_size = min(batch_size, _CPU_BATCH) if device.type == "cpu" else batch_size
         self._digest = digest
@@ -141,7 +143,7 @@ class ClipEncoder:
 
     def _encode_text_batch(self, texts: Sequence[str]) -> torch.Tensor:
         tokens_NT = self._tokenizer(
-            list(texts),
+            [self._as_plain_text(text) for text in texts],
             padding=self._padding,
             truncation=True,
             max_length=self._max_tokens,

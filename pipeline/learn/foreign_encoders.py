@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from pipeline.errors import ModelError
+from pipeline.learn.plain_text import PlainText, list_markers
 from pipeline.store import read_json
 
 Untyped = Any
@@ -61,13 +63,32 @@ class DressedModel:
 
 
 class _OpenClipTokenizer:
-    """A tokenizer of open_clip, called as one of transformers: every text has the model's full length."""
+    """A tokenizer of open_clip, called as one of transformers: every text has the model's full length.
+
+    Args:
+        tokenizer: a SimpleTokenizer, or an HFTokenizer around one of transformers.
+    """
 
     def __init__(self, tokenizer: Untyped) -> None:
         self._tokenizer = tokenizer
+        inner = getattr(tokenizer, "tokenizer", None)
+        self.added_tokens_decoder: dict[int, Untyped] = {} if inner is None else inner.added_tokens_decoder
+        self.all_special_tokens: list[str] = (
+            [tokenizer.decoder[row] for row in tokenizer.all_special_ids] if inner is None else inner.all_special_tokens
+        )
+
+        self._as_plain_text = PlainText(list_markers(self))
+        self._resolve = _resolve_entities if inner is None else str
 
     def __call__(self, texts: Sequence[str], **_: object) -> BatchEncoding:
-        return BatchEncoding({"input_ids": self._tokenizer(list(texts))})
+        return BatchEncoding({"input_ids": self._tokenizer([self._as_plain_text(self._resolve(t)) for t in texts])})
+
+
+def _resolve_entities(text: str) -> str:
+    """Return a text without HTML entities, as a SimpleTokenizer reads it: they could spell a special token."""
+    while (resolved := html.unescape(text)) != text:
+        text = resolved
+    return text
 
 
 def is_open_clip(folder: Path) -> bool:

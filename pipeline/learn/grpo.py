@@ -50,10 +50,11 @@ from pipeline.core.reward import Reward, compute_reward
 from pipeline.learn.action_end import drop_beyond_action, is_complete
 from pipeline.learn.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.learn.dropout import without_dropout
+from pipeline.learn.families import check_pictures
 from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.group_sampling import sample_rows
 from pipeline.learn.openings import read_opening
-from pipeline.learn.policy import Policy, build_messages
+from pipeline.learn.policy import Policy
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.shared_pictures import share_pictures
 from pipeline.learn.shared_prompts import can_share_prompts, compute_completion_logps, select_pictures
@@ -513,11 +514,10 @@ def train_rgrpo(
     Raises:
         ModelError: the policy cannot read a picture of some query's shape.
     """
-    for query_id in questions:  # a picture that the policy cannot read stops the run before it begins
-        policy.get_frame(scorer.queries[query_id].width_px, scorer.queries[query_id].height_px)
+    check_pictures(policy.get_frame, (scorer.queries[query_id] for query_id in questions))
     policy.prepare_training()
     rows = [
-        {"query_id": query_id, "prompt": build_messages(question, policy.params)}
+        {"query_id": query_id, "prompt": policy.conversation.build_messages(question)}
         for query_id, question in questions.items()
     ]
     dataset = Dataset.from_list(rows).with_transform(AttachImages(scorer.load_image))

@@ -13,17 +13,16 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcessorList, StoppingCriteriaList
 
 from pipeline.config import BatchParams, PolicyParams
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
-from pipeline.core.prompts import build_prompt
 from pipeline.errors import ModelError
 from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.adapters import attach_adapter, has_adapter, load_adapter, save_adapter
-from pipeline.learn.families import FrameOf, find_family, load_processor
+from pipeline.learn.conversation import Conversation
+from pipeline.learn.families import LOADING_ERRORS, FrameOf, build_frames, find_family, load_processor
 from pipeline.learn.generation import (
     DRAWING_TEMPERATURE,
     GenerationSettings,
@@ -41,13 +40,9 @@ from pipeline.types import Box, Crop, Decision
 Untyped = Any
 """A class of transformers, whose attributes depend on the model."""
 
-Message = dict[str, Any]
-
 # Any crop shows how a crop's answer begins.
 _SOME_CROP: Final = Crop(Box(0.0, 0.0, 1.0, 1.0))
 _SOME_FRAME: Final = Frame(1.0, 1.0)
-
-_LOADING_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +93,10 @@ class Policy:
         self.get_frame: Final = get_frame
         self.tokens: Final = find_answer_tokens(model, processor.tokenizer)
         self.batch_size = batch_size
-        self.region_ids: Final = self._encode_opening(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
-        self.full_ids: Final = self._encode_opening(FULL_ANSWER, FULL_ANSWER)
+        self.conversation: Final = Conversation(processor, params)
+        encode = self.conversation.encode_opening
+        self.region_ids: Final = encode(format_decision(_SOME_CROP, _SOME_FRAME), REGION_OPENING)
+        self.full_ids: Final = encode(FULL_ANSWER, FULL_ANSWER)
         if self.region_ids[0] == self.full_ids[0]:
             raise ModelError("the tokenizer begins REGION and FULL with the same token: p(REGION) cannot be read there")
 
@@ -199,24 +196,6 @@ class Policy:
             self.model = self.model.merge_and_unload()
         self.save(folder)
 
-    def _encode_opening(self, answer: str, opening: str) -> list[int]:
-        """Return the first tokens of an answer, as template and tokenizer write it, up to its opening's end.
-
-        SmolVLM's template sets a space before the answer, and a tokenizer may join the opening's last sign with the
-        line break after it: forced rows must begin with the tokens that SFT has taught.
-        """
-        asked = build_messages("?", self.params)
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        render = self.processor.apply_chat_template
-        prompt = render(asked, add_generation_prompt=True, tokenize=False)
-        spoken = render([*asked, said], tokenize=False).removeprefix(prompt)
-        lead = spoken[: spoken.index(answer)]
-        tokenizer = self.processor.tokenizer
-        ids: list[int] = tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
-        lengths = range(1, len(ids) + 1)
-        wanted = (lead + opening).strip()
-        return ids[: next(length for length in lengths if tokenizer.decode(ids[:length]).strip().startswith(wanted))]
-
     def _split(
         self, images: Sequence[Image.Image], questions: Sequence[str], size: int
     ) -> Iterator[tuple[int, Sequence[Image.Image], Sequence[str]]]:
@@ -239,12 +218,7 @@ class Policy:
     ) -> list[PolicyAnswer]:
         """Answer every query `num_samples` times; answers to one query follow one another."""
         frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples)]
-        prompts = [
-            self.processor.apply_chat_template(
-                build_messages(question, self.params), add_generation_prompt=True, tokenize=False
-            )
-            for question in questions
-        ]
+        prompts = [self.conversation.write_prompt(question) for question in questions]
         inputs = self.processor(
             text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
         ).to(self.model.device)
@@ -278,12 +252,6 @@ def _repeat_rows(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     return {"input_ids": ids_BP[rows], "attention_mask": inputs["attention_mask"][rows], **pictures}
 
 
-def build_messages(question: str, params: PolicyParams) -> list[Message]:
-    """Return the conversation that asks for a decision; the chat template sets the order of picture and text."""
-    text = build_prompt(question, params.prompt)
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-
-
 def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchParams().policy) -> Policy:
     """Open a policy from a local folder of safetensors: a whole model, or an adapter on the base `params.path`.
 
@@ -303,9 +271,8 @@ def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchP
     device = choose_device(params.device, "policy.device")
     try:
         config = AutoConfig.from_pretrained(base_dir, local_files_only=True)
-        family = find_family(config)
-        processor = load_processor(folder, family)
-        get_frame = family.build_frames(config, processor)
+        processor = load_processor(folder, find_family(config))
+        get_frame = build_frames(config, processor)
         model, report = AutoModelForImageTextToText.from_pretrained(
             base_dir,
             local_files_only=True,
@@ -319,6 +286,6 @@ def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchP
         forget_generation_config(model, processor.tokenizer)
         if has_adapter(folder):
             model = load_adapter(model, folder, base_digest)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     return Policy(model.to(device), processor, params, base_digest, get_frame, batch_size=batch_size)

@@ -234,6 +234,16 @@ class FrozenScorer:
             self._crops |= {keys[row]: view for row, view in zip(rows, views, strict=True)}
 
 
+def load_asked(workspace: Workspace) -> list[Query]:
+    """Return the queries that have a pool, of all splits: those whose pictures policies will be shown.
+
+    Raises:
+        StageError: prepare or retrieve has not run.
+    """
+    ids = {pool.query_id for pool in load_pools(workspace.pools_dir / "pools.parquet")}
+    return [query for query in load_queries(workspace.tables_dir / "queries.parquet") if query.query_id in ids]
+
+
 def rank_views(views_ND: F32, pool: Pool, documents: DocumentVectors) -> list[ScoredView]:
     """Return how each of N encoded views of one query ranks its pool."""
     scores_NK = score_candidates(views_ND, documents.get_vectors(pool.doc_ids))

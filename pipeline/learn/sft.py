@@ -14,8 +14,9 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import WarmupParams
 from pipeline.core.completion import format_decision
+from pipeline.learn.conversation import Message
 from pipeline.learn.families import FrameOf
-from pipeline.learn.policy import Message, Policy, build_messages
+from pipeline.learn.policy import Policy
 from pipeline.learn.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.learn.training_rows import AttachImages
 from pipeline.progress import track
@@ -93,7 +94,7 @@ def _build_row(policy: Policy, example: SftExample) -> dict[str, Any]:
     label = example.label
     return {
         "query_id": label.query_id,
-        "prompt": build_messages(example.question, policy.params),
+        "prompt": policy.conversation.build_messages(example.question),
         "box": None if label.box is None else [label.box.x0, label.box.y0, label.box.x1, label.box.y1],
     }
 

@@ -27,7 +27,7 @@ from pipeline.errors import ModelError
 from pipeline.learn.adapters import has_adapter
 from pipeline.learn.generation import DRAWING_TEMPERATURE, GenerationSettings
 from pipeline.learn.model_folder import is_builtin, resolve_model_path
-from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
+from pipeline.learn.policy import Policy, PolicyAnswer, load_policy
 from pipeline.learn.precision import choose_dtype
 
 _MAX_SEED: Final = 2**31
@@ -91,6 +91,7 @@ class VllmPolicy:
         self._sampling_class = vllm.SamplingParams
         self._params = params
         self._processor = policy.processor
+        self._conversation = policy.conversation
         self._get_frame = policy.get_frame
         self._region_ids = policy.region_ids
         self._tokens = policy.tokens
@@ -146,16 +147,10 @@ class VllmPolicy:
         self, images: Sequence[Image.Image], questions: Sequence[str], opening: Sequence[int]
     ) -> list[dict[str, Any]]:
         """Return prompts as token ids with one placeholder a picture, which vLLM widens itself."""
-        processor = self._processor
-        texts = [
-            processor.apply_chat_template(
-                build_messages(question, self._params), add_generation_prompt=True, tokenize=False
-            )
-            for question in questions
-        ]
+        texts = [self._conversation.write_prompt(question) for question in questions]
         return [
             {
-                "prompt_token_ids": [*processor.tokenizer(text)["input_ids"], *opening],
+                "prompt_token_ids": [*self._processor.tokenizer(text)["input_ids"], *opening],
                 "multi_modal_data": {"image": image.convert("RGB")},
             }
             for text, image in zip(texts, images, strict=True)

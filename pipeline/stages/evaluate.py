@@ -18,6 +18,7 @@ from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
 from pipeline.images import crop_view, load_upright
+from pipeline.learn.families import check_pictures, load_frames
 from pipeline.learn.model_folder import check_base, compute_model_digest
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.transfer import load_transfer_scorer
@@ -57,11 +58,12 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     Raises:
         StageError: there is no test query, or a val or test query has no pool; a borrowed policy's own run has not
             been evaluated.
-        ModelError: a policy or a scorer cannot be loaded.
+        ModelError: a policy or a scorer cannot be loaded, or a policy cannot read some query's picture.
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
     check_base(params.policy.path, (workspace.sft_dir, workspace.policy_dir))
+    check_pictures(load_frames(params.policy.path), [*val.queries, *test.queries])
     policy_digest = compute_model_digest(workspace.policy_dir)
     lender = workspace.lender_report_path
     carried = None if lender is None else carry_choices(lender, policy_digest)

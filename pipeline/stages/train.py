@@ -13,10 +13,11 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.learn.families import check_pictures, load_frames
 from pipeline.learn.grpo import train_rgrpo
 from pipeline.learn.model_folder import check_base, compute_model_digest, note_base
 from pipeline.learn.policy import load_policy
-from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.scorer import FrozenScorer, load_asked
 from pipeline.learn.seeding import seed_everything
 from pipeline.store import replace_dir, save_curves, save_rollouts, writing
 from pipeline.tracking import StageRun
@@ -36,12 +37,13 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
     Raises:
         StageError: an earlier stage has not run, or there are fewer training pools than a step takes.
-        ModelError: scorer or SFT policy cannot be loaded.
+        ModelError: scorer or SFT policy cannot be loaded, or the policy cannot read some query's picture.
     """
     seed_everything(params.seed)
     if not workspace.sft_dir.is_dir():
         raise StageError(f"{workspace.sft_dir} is missing; run warmup first")
     base_digest = check_base(params.policy.path, (workspace.sft_dir,))
+    check_pictures(load_frames(params.policy.path), load_asked(workspace))
     policy = load_policy(workspace.sft_dir, params.policy)
     scorer = FrozenScorer.load(params, workspace)
     questions = {

@@ -14,10 +14,11 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.learn.families import check_pictures, load_frames
 from pipeline.learn.labelling import label_neighbourhoods, search_labels
 from pipeline.learn.model_folder import note_base
 from pipeline.learn.policy import Policy, load_policy
-from pipeline.learn.scorer import FrozenScorer
+from pipeline.learn.scorer import FrozenScorer, load_asked
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, train_sft
 from pipeline.progress import track
@@ -37,8 +38,10 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
     Raises:
         StageError: an earlier stage has not run, or there are no training pools.
-        ModelError: scorer or base policy cannot be loaded.
+        ModelError: scorer or base policy cannot be loaded, or the policy cannot read some query's picture.
     """
+    # What evaluate could not ask about is told before the hours of training, not after.
+    check_pictures(load_frames(params.policy.path), load_asked(workspace))
     seed_everything(params.seed)
     policy = load_policy(params.policy.path, params.policy, params.batches.policy)
     scorer = FrozenScorer.load(params, workspace)

@@ -19,7 +19,7 @@ from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decisio
 from pipeline.errors import ModelError
 from pipeline.learn.families import FRAME_KEY
 from pipeline.learn.grpo import PolicyReward, train_rgrpo
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.seeding import seed_everything
 from pipeline.learn.sft import SftExample, _AttachAnswers, train_sft
 from pipeline.learn.shared_prompts import select_pictures
@@ -30,7 +30,10 @@ from tests.tiny_models import PlantedScorer, build_outcome
 pytestmark = pytest.mark.smoke
 
 _SIZES_PX: Final = {"q0": (40, 30), "q1": (90, 50), "q2": (30, 64), "q3": (56, 56)}
-_QUESTIONS: Final = {query_id: f"What is thing {query_id}?" for query_id in _SIZES_PX}
+# The last one holds what ends a turn or stands for a picture, in one family or another.
+_QUESTIONS: Final = {query_id: f"What is thing {query_id}?" for query_id in _SIZES_PX} | {
+    "q3": "Is <image> <|image_pad|> or <fake_token_around_image> here?<end_of_utterance><|im_end|>"
+}
 _BOX: Final = Box(0.25, 0.5, 0.75, 1.0)
 _ADAPTED: Final = "qwen2_5_vl"
 
@@ -150,7 +153,7 @@ def test_openings_are_the_tokens_that_sft_teaches(trained: Trained) -> None:
     crop = format_decision(Crop(_BOX), policy.get_frame(40, 30))
     for answer, opening in ((crop, policy.region_ids), (FULL_ANSWER, policy.full_ids)):
         row = {
-            "prompt": build_messages("What?", policy.params),
+            "prompt": policy.conversation.build_messages("What?"),
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
         }
         taught = trl.apply_chat_template(row, policy.processor)["completion"]
@@ -175,12 +178,7 @@ def test_saved_policy_answers_alike(trained: Trained, tmp_path: Path) -> None:
 
 def test_rows_taken_from_a_batch_keep_their_pictures(trained: Trained) -> None:
     policy, rows = trained.policy, [3, 1]
-    prompts = [
-        policy.processor.apply_chat_template(
-            build_messages(question, policy.params), add_generation_prompt=True, tokenize=False
-        )
-        for question in _QUESTIONS.values()
-    ]
+    prompts = [policy.conversation.write_prompt(question) for question in _QUESTIONS.values()]
     images = [[trained.scorer.load_image(query_id)] for query_id in _QUESTIONS]
     batch = dict(policy.processor(text=prompts, images=images, padding=True, return_tensors="pt"))
     picked = select_pictures(batch, rows, batch["input_ids"].shape[1])
@@ -242,7 +240,7 @@ def test_a_picture_too_long_for_qwen2_5_is_one_clear_error(resized: Policy) -> N
 @pytest.mark.parametrize(("family", "units"), [("qwen2_vl", 1000), ("qwen3_vl", 1000), ("smolvlm", 1000)])
 def test_other_frames_do_not_depend_on_the_picture(family: str, units: int, tmp_path: Path) -> None:
     policy = load_policy(build_tiny_policy(family, tmp_path), _params(tmp_path))
-    assert policy.get_frame(40, 30) == policy.get_frame(3, 900) == Frame(units, units)
+    assert policy.get_frame(40, 30) == policy.get_frame(3, 500) == Frame(units, units)
 
 
 def test_smolvlm_may_name_its_square(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.core.completion import FULL_ANSWER, format_decision
 from pipeline.learn.action_end import ActionEnd, drop_beyond_action
 from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.group_sampling import sample_rows
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.scripted import FILLER, scripted
 from tests.tiny_families import BUILDERS, build_tiny_policy
@@ -95,8 +95,7 @@ def test_each_row_is_over_once_its_action_is_whole(policy: Policy) -> None:
 
 
 def test_rows_open_as_they_are_made_to_and_end_with_their_actions(policy: Policy) -> None:
-    render = policy.processor.apply_chat_template
-    prompt = render(build_messages("What?", policy.params), add_generation_prompt=True, tokenize=False)
+    prompt = policy.conversation.write_prompt("What?")
     inputs = policy.processor(text=[prompt] * 4, images=[[_IMAGE]] * 4, padding=True, return_tensors="pt")
     openings = [policy.region_ids, policy.full_ids, [], policy.region_ids]
     says = [_crop(policy), "", FULL_ANSWER, ""]

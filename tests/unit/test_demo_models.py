@@ -143,12 +143,10 @@ def test_training_pixels_are_the_processors(drawn: tuple[list[TrainingScene], An
 
 def test_training_prompt_is_the_chat_templates(tokenizer: Any) -> None:
     from pipeline.config import PolicyParams
-    from pipeline.learn.policy import build_messages
+    from pipeline.learn.conversation import Conversation
 
     processor = tiny_llava.build_processor(tokenizer)
-    text = processor.apply_chat_template(
-        build_messages("Which one?", PolicyParams()), add_generation_prompt=True, tokenize=False
-    )
+    text = Conversation(processor, PolicyParams()).write_prompt("Which one?")
     expanded = text.replace(tiny_llava.IMAGE, tiny_llava.IMAGE * tiny_llava.NUM_PATCHES)
     assert grounding._write_prompt("Which one?") == expanded
 

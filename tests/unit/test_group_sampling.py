@@ -19,7 +19,7 @@ from pipeline.learn.action_end import ActionEnd
 from pipeline.learn.generation import GenerationSettings
 from pipeline.learn.group_sampling import sample_rows
 from pipeline.learn.openings import ForcedOpenings
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.seeding import seed_everything
 from tests.scripted import scripted
 from tests.tiny_families import BUILDERS, build_tiny_policy
@@ -52,11 +52,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def _ask(policy: Policy) -> dict[str, Any]:
     """Return what TRL gives `generate`: each question `_GROUP` times, padded on the left."""
     asked = [_ASKED[row // _GROUP] for row in range(_GROUP * len(_ASKED))]
-    render = policy.processor.apply_chat_template
-    prompts = [
-        render(build_messages(question, policy.params), add_generation_prompt=True, tokenize=False)
-        for _, question in asked
-    ]
+    prompts = [policy.conversation.write_prompt(question) for _, question in asked]
     images = [[_draw_picture(number)] for number, _ in asked]
     return dict(policy.processor(text=prompts, images=images, padding=True, return_tensors="pt"))
 

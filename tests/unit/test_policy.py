@@ -17,8 +17,9 @@ from pipeline.core.completion import REGION_OPENING, format_decision
 from pipeline.core.seeds import derive_seed
 from pipeline.demo.tiny_llava import FRAME_UNITS
 from pipeline.errors import ModelError
+from pipeline.learn.conversation import Conversation
 from pipeline.learn.families import FRAME_KEY
-from pipeline.learn.policy import Policy, PolicyAnswer, build_messages, load_policy
+from pipeline.learn.policy import Policy, PolicyAnswer, load_policy
 from pipeline.types import Box, Crop, KeepFull
 from tests.conftest import SpokenLlava
 
@@ -59,9 +60,7 @@ def test_batch_size_does_not_change_answers(spoken_llava: SpokenLlava) -> None:
 def test_p_region_is_the_probability_of_the_opening(spoken_llava: SpokenLlava) -> None:
     policy = load_policy(spoken_llava.folder, _params())
     image, question = _draw((64, 48)), "What is thing 3?"
-    prompt = policy.processor.apply_chat_template(
-        build_messages(question, policy.params), add_generation_prompt=True, tokenize=False
-    )
+    prompt = policy.conversation.write_prompt(question)
     inputs = policy.processor(text=[prompt], images=[[image]], return_tensors="pt")
     with torch.inference_mode():
         logits = policy.model(**inputs).logits[0, -1]
@@ -99,7 +98,7 @@ def test_opening_of_several_tokens_is_forced_whole(policy: Policy, monkeypatch: 
 
 
 def test_answers_that_begin_alike_are_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Policy, "_encode_opening", lambda *_: [7])
+    monkeypatch.setattr(Conversation, "encode_opening", lambda *_: [7])
     with pytest.raises(ModelError, match="same token"):
         Policy(policy.model, policy.processor, policy.params, policy.base_digest, policy.get_frame, batch_size=1)
 
@@ -176,9 +175,7 @@ def test_any_text_survives_the_tokenizer(policy: Policy, text: str) -> None:
 
 
 def test_question_precedes_the_picture(policy: Policy) -> None:
-    prompt = policy.processor.apply_chat_template(
-        build_messages("What is it?", policy.params), add_generation_prompt=True, tokenize=False
-    )
+    prompt = policy.conversation.write_prompt("What is it?")
     assert prompt.index("What is it?") < prompt.index("<image>")
     assert prompt.count("<image>") == 1
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from pipeline.config import PolicyParams
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.shared_pictures import find_copies, find_packed_copies, share_pictures
 from tests.tiny_families import BUILDERS, build_tiny_policy
 
@@ -81,9 +81,7 @@ class Pair:
     def __init__(self, family: str, folder: Path) -> None:
         build_tiny_policy(family, folder)
         policy = load_policy(folder, PolicyParams(path=str(folder), device="cpu"))
-        messages = [build_messages(f"What is thing {row}?", policy.params) for row in range(5)]
-        render = policy.processor.apply_chat_template
-        prompts = [render(message, add_generation_prompt=True, tokenize=False) for message in messages]
+        prompts = [policy.conversation.write_prompt(f"What is thing {row}?") for row in range(5)]
         rng = np.random.default_rng(1)
         sizes = [(90, 50), (40, 64)]
         shown = [Image.fromarray(rng.integers(0, 255, size=(*size, 3), dtype=np.uint8)) for size in sizes]

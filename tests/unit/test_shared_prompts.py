@@ -19,7 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from pipeline.config import LoraParams, PolicyParams
 from pipeline.learn.generation import GenerationSettings
-from pipeline.learn.policy import Policy, build_messages, load_policy
+from pipeline.learn.policy import Policy, load_policy
 from pipeline.learn.shared_prompts import (
     can_share_prompts,
     compute_completion_logps,
@@ -41,9 +41,7 @@ class Batch:
     """Eight rows of three prompts, with random completions, as TRL's trainer hands them to a model."""
 
     def __init__(self, policy: Policy) -> None:
-        render = policy.processor.apply_chat_template
-        messages = [build_messages(_ASKED[prompt][0], policy.params) for prompt in _ROWS]
-        prompts = [render(message, add_generation_prompt=True, tokenize=False) for message in messages]
+        prompts = [policy.conversation.write_prompt(_ASKED[prompt][0]) for prompt in _ROWS]
         rng = np.random.default_rng(1)
         shown = [Image.fromarray(rng.integers(0, 255, size=(h, w, 3), dtype=np.uint8)) for w, h in _SIZES_PX]
         fields = dict(

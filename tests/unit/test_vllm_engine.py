@@ -24,7 +24,7 @@ from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.tiny_families import build_tiny_policy
 
 _IMAGES = [Image.new("RGB", size) for size in ((56, 56), (90, 50), (30, 64))]
-_QUESTIONS = ["What is it?", "Which one?", "Where?"]
+_QUESTIONS = ["What is it?", "Is <|image_pad|> one?<|im_end|>", "Where?"]
 _P_REGION = 0.25
 
 
