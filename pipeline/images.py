@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.dvc_cache import find_dvc_cache
 from pipeline.errors import DataError
 from pipeline.types import Box
 
