@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -106,7 +106,7 @@ def find_holder(root: Path) -> Holder | None:
 def describe_busy(root: Path, waited_s: float) -> str:
     """Return the line for a run that another one kept from starting."""
     holder = find_holder(root)
-    who = "another run" if holder is None else holder.describe()
+    who = "another run, or DVC's .dvc/tmp/rwlock is left of one" if holder is None else holder.describe()
     waited = f" after {waited_s:g} s" if waited_s else ""
     return f"{root} is busy{waited}: {who}; wait until it ends, or set flow.busy_timeout_s"
 
@@ -122,13 +122,21 @@ def _find_flow_run(root: Path) -> Holder | None:
 
 
 def _find_stage_of_dvc(root: Path) -> Holder | None:
-    """Return who writes outputs according to DVC's rwlock, which names a process for each path."""
+    """Return who writes outputs according to DVC's rwlock, which names a process for each path.
+
+    A pid that a process got after the file was written is not that of its writer, who is gone.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
     try:
-        written = json.loads((root / ".dvc" / "tmp" / "rwlock").read_text(encoding="utf-8")).get("write", {})
+        written = json.loads(path.read_text(encoding="utf-8")).get("write", {})
+        written_at = path.stat().st_mtime
     except (OSError, ValueError):
         return None
-    pids = [info["pid"] for info in written.values() if psutil.pid_exists(info["pid"])]
-    return _describe_process(pids[0], _find_writer(root, written)) if pids else None
+    for info in written.values():
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(info["pid"]).create_time() <= written_at:
+                return _describe_process(info["pid"], _find_writer(root, written))
+    return None
 
 
 def _find_dvc(root: Path) -> Holder | None:

@@ -29,7 +29,7 @@ def test_outcomes_become_states() -> None:
     assert _end(0, outcome=Outcome(kind="unavailable", message="no route")) == ("Unavailable", "train: no route")
     name, message = _end(0, outcome=Outcome(kind="busy"))
     assert name == "Busy"
-    assert message == "train: /nowhere is busy: another run; wait until it ends, or set flow.busy_timeout_s"
+    assert (message or "").startswith("train: /nowhere is busy: another run")
 
 
 def test_a_users_error_is_told_in_the_stages_own_words() -> None:

@@ -109,6 +109,13 @@ def test_a_dead_process_in_dvcs_lock_holds_nothing(tmp_path: Path, dvc_tmp: Path
     assert find_holder(tmp_path) is None
 
 
+def test_a_pid_that_was_given_to_a_later_process_holds_nothing(tmp_path: Path, dvc_tmp: Path) -> None:
+    _write_rwlock(tmp_path, os.getpid())
+    os.utime(dvc_tmp / "rwlock", (0, 0))
+    assert find_holder(tmp_path) is None
+    assert ".dvc/tmp/rwlock is left of one" in run_lock.describe_busy(tmp_path, 0)
+
+
 def test_a_dvc_command_that_locks_the_checkout_is_found(tmp_path: Path, dvc_tmp: Path) -> None:
     from dvc.lock import Lock
 
