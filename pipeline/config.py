@@ -361,7 +361,7 @@ class FlowParams(_Section):
     placement: Literal["local", "pools"] = "local"
     stage_timeout_s: PositiveInt = Field(default=3600, description="how long a stage may run once it has begun")
     queue_timeout_s: PositiveInt = Field(
-        default=3600, description="how long a stage may wait for a worker of its pool (placement pools)"
+        default=86_400, description="how long a stage may wait for a worker of its pool (placement pools)"
     )
     busy_timeout_s: Annotated[int, Field(ge=0)] = Field(
         default=0, description="how long a run waits for another one in the same checkout; 0 refuses at once"

@@ -15,11 +15,13 @@ import pytest
 import yaml
 
 from flows import repro
+from flows.environment import child_environment
 from flows.outcome import Outcome
 from pipeline.metrics_files import restore_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # DVC's own
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 METRICS = "artifacts/metrics/train.json"
 STAGES: dict[str, dict[str, Any]] = {
     "prepare": {"cmd": "cp data artifacts/tables", "deps": ["data"], "outs": ["artifacts/tables"]},
@@ -145,6 +147,22 @@ def test_a_failed_stage_keeps_the_metrics_that_dvc_lock_names(root: Path) -> Non
     (root / "how").write_text("")
     assert repro.reproduce("train", root).kind == "done"
     assert (root / METRICS).read_text() == "two"
+
+
+def test_a_stage_puts_its_metrics_back_before_it_looks_at_anything(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.exceptions import ReproductionError
+    from dvc.repo import Repo
+
+    assert repro.reproduce("train", root).kind == "done"
+    stage = {**STAGES["train"], "cmd": "python3 -m pipeline train"}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
+    (root / "params.yaml").write_text("sead: 7\n")
+    monkeypatch.setattr(os, "environ", child_environment(PYTHONPATH=str(CHECKOUT)))
+    with Repo(str(root)) as repo, pytest.raises(ReproductionError) as failure:  # as `dvc repro` does
+        repo.reproduce("train", single_item=True)
+    assert "exited with 2" in str(failure.value.__cause__)
+    assert not (root / "artifacts" / "policy").exists()
+    assert (root / METRICS).read_text() == "one"
 
 
 def _git(root: Path, *arguments: str) -> None:
