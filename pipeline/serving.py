@@ -1,8 +1,9 @@
 """The registered model: question and image in; decision, box and ranking out (MLflow models-from-code).
 
 MLflow runs this file when a version is logged and again when it is loaded, so nothing heavy is imported at
-the top. Input columns: `image` (path of a file, or its content in base64), `question`, and optionally
-`candidates` (document ids to rank; else the best of the whole index by the full image). Output columns:
+the top. Input columns: `image`, `question`, and optionally `candidates` (document ids to rank; else the best of
+the whole index by the full image). `image` is the content of a picture file: bytes, or base64 with or without a
+header `data:image/...;base64,`; never a path, by which whoever asks could read the server's files. Output columns:
 `decision` (region, full or malformed), `box` (x0, y0, x1, y1 as fractions, or null), `doc_ids` best first,
 and their `scores`. A malformed answer is ranked by the full image here, since somebody waits for an answer;
 evaluation counts a miss.
@@ -11,11 +12,10 @@ evaluation counts a miss.
 from __future__ import annotations
 
 import base64
-import binascii
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-_MAX_PATH_CHARS = 4096
+_REQUEST: Final = "model input"
 
 
 class RegionReranker(PythonModel):
@@ -53,13 +53,16 @@ class RegionReranker(PythonModel):
         """Decide on a view for each row and rank its candidates by it.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: a question is blank, or an image is no picture; it names the row.
+            ModelError: the policy reads no picture of that shape.
             StageError: a candidate is not in the index.
         """
         import pandas as pd
 
-        images = [_load_image(source, self._params.data.max_image_pixels) for source in model_input["image"]]
-        answers = self._policy.decide(images, [str(question) for question in model_input["question"]])
+        max_pixels = self._params.data.max_image_pixels
+        questions = [_check_question(question, row) for row, question in enumerate(model_input["question"], start=1)]
+        images = [_load_image(source, row, max_pixels) for row, source in enumerate(model_input["image"], start=1)]
+        answers = self._policy.decide(images, questions)
         given = model_input["candidates"] if "candidates" in model_input else [None] * len(images)
         rows = []
         for image, answer, candidates in zip(images, answers, given, strict=True):
@@ -92,22 +95,36 @@ class RegionReranker(PythonModel):
         return [candidates[k] for k in order_K], [float(scores_K[k]) for k in order_K]
 
 
-def _load_image(source: str, max_pixels: int) -> Image:
-    """Open a path, or a file's content in base64 with or without a `data:` header."""
-    from pipeline.images import load_upright
+def _check_question(question: object, row: int) -> str:
+    text = str(question)
+    if not text.strip():
+        raise DataError("`question` is blank", path=_REQUEST, row=row)
+    return text
 
-    if len(source) <= _MAX_PATH_CHARS and Path(source).is_file():
-        path = Path(source)
-        return load_upright(path, max_pixels=max_pixels, root=path.resolve().parent)
-    header, _, payload = source.rpartition(",")
-    try:
-        content = base64.b64decode(payload if header.startswith("data:") else source, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError("`image` is neither the path of a file nor an image file in base64") from error
+
+def _load_image(source: object, row: int, max_pixels: int) -> Image:
+    """Decode a picture from its file's content; a path is refused, for it would be one of the server's."""
+    from pipeline.images import ImageError, load_upright
+
+    content = source if isinstance(source, bytes) else _decode_text(source, row)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image"
         path.write_bytes(content)
-        return load_upright(path, max_pixels=max_pixels, root=path.parent)
+        try:
+            return load_upright(path, max_pixels=max_pixels, root=path.parent)
+        except ImageError as error:
+            raise DataError(f"`image` {error.reason}", path=_REQUEST, row=row) from error
+
+
+def _decode_text(source: object, row: int) -> bytes:
+    text = str(source)
+    header, comma, payload = text.partition(",")
+    if comma and header.startswith("data:") and header.endswith(";base64"):
+        text = payload
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise DataError("`image` is no picture file's content in base64", path=_REQUEST, row=row) from error
 
 
 mlflow.models.set_model(RegionReranker())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.types import Box
+from pipeline.types import Box, Malformed
 
 _LARGEST_SIDE = 2**24
 
@@ -40,13 +40,14 @@ def box_to_frame(box: Box, frame: Frame) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def frame_to_box(coords: Sequence[float], frame: Frame) -> Box | None:
+def frame_to_box(coords: Sequence[float], frame: Frame) -> Box | Malformed:
     """Return the box that (x0, y0, x1, y1) of the frame name, clipped to the frame.
 
     Integers inside the frame survive `box_to_frame(frame_to_box(coords, frame), frame)` unchanged.
 
     Returns:
-        None when a coordinate is not finite or nothing is left after clipping.
+        Malformed when a coordinate is not finite, or what clipping leaves is under one unit wide or high: fractions
+        where the frame counts pixels name no place that the model could mean, and nothing that a crop could show.
 
     Raises:
         ValueError: there are not four coordinates.
@@ -56,12 +57,16 @@ def frame_to_box(coords: Sequence[float], frame: Frame) -> Box | None:
     try:
         values = [float(value) for value in coords]
     except OverflowError:  # an int beyond the range of float
-        return None
+        return Malformed("box is not finite")
     if not all(math.isfinite(value) for value in values):
-        return None
-    x0, x1 = (_clip(value, frame.width) / frame.width for value in (values[0], values[2]))
-    y0, y1 = (_clip(value, frame.height) / frame.height for value in (values[1], values[3]))
-    return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+        return Malformed("box is not finite")
+    x0, x1 = (_clip(value, frame.width) for value in (values[0], values[2]))
+    y0, y1 = (_clip(value, frame.height) for value in (values[1], values[3]))
+    if x1 <= x0 or y1 <= y0:
+        return Malformed("box is empty")
+    if x1 - x0 < 1.0 or y1 - y0 < 1.0:
+        return Malformed("box is under one unit of its frame wide or high")
+    return Box(x0 / frame.width, y0 / frame.height, x1 / frame.width, y1 / frame.height)
 
 
 def box_to_px(box: Box, width_px: int, height_px: int) -> tuple[int, int, int, int]:

@@ -45,7 +45,7 @@ def format_decision(decision: Decision, frame: Frame) -> str:
 def parse_completion(text: str, frame: Frame) -> Decision:
     """Return the decision that the text states; text that states none is Malformed. Never raises.
 
-    A box is clipped to the frame; one that is empty after clipping or not finite is Malformed.
+    A box is clipped to the frame; one that is then under one unit wide or high, or not finite, is Malformed.
     """
     answer = text.strip()
     if not answer:
@@ -94,7 +94,7 @@ def _parse_call(body: str, frame: Frame) -> Decision:
     if not isinstance(coords, list) or len(coords) != 4 or not all(_is_number(value) for value in coords):
         return Malformed("bbox_2d must be four numbers")
     box = frame_to_box(coords, frame)
-    return Malformed("box is empty or not finite") if box is None else Crop(box)
+    return box if isinstance(box, Malformed) else Crop(box)
 
 
 def _is_number(value: object) -> bool:

@@ -29,6 +29,7 @@ from pipeline.learn.generation import (
     find_answer_tokens,
     forget_generation_config,
 )
+from pipeline.learn.length_batches import TOKENS_PER_ROW, cut_by_length
 from pipeline.learn.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 from pipeline.learn.openings import FirstTokenProbability, ForcedOpenings
 from pipeline.learn.precision import choose_attention, choose_device, choose_dtype
@@ -70,7 +71,7 @@ class Policy:
         params: prompt style, answer length, adapter.
         base_digest: names the folder of the model without any adapter.
         get_frame: width and height of an upright picture in pixels -> the frame of the boxes on it.
-        batch_size: most answers that are decoded together.
+        batch_size: most answers that are decoded together; fewer where prompts are long (`length_batches.py`).
 
     Raises:
         ModelError: both answers begin with the same token.
@@ -175,9 +176,9 @@ class Policy:
         samples: list[list[PolicyAnswer]] = []
         size = max(1, self.batch_size // num_samples)
         for start, batch_images, batch_questions in self._split(images, questions, size):
-            draws = SeededDraws(seeds[start : start + size], num_samples)
+            lots = seeds[start : start + size]
             rows = self._answer_batch(
-                batch_images, batch_questions, settings, force_region=True, num_samples=num_samples, draws=draws
+                batch_images, batch_questions, settings, force_region=True, num_samples=num_samples, seeds=lots
             )
             samples += [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
         return samples
@@ -205,7 +206,6 @@ class Policy:
         for start in range(0, len(images), size):
             yield start, images[start : start + size], questions[start : start + size]
 
-    @torch.inference_mode()
     def _answer_batch(
         self,
         images: Sequence[Image.Image],
@@ -214,14 +214,44 @@ class Policy:
         *,
         force_region: bool,
         num_samples: int = 1,
-        draws: SeededDraws | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[PolicyAnswer]:
-        """Answer every query `num_samples` times; answers to one query follow one another."""
-        frames = [self.get_frame(*image.size) for image in images for _ in range(num_samples)]
+        """Answer every query `num_samples` times; answers to one query follow one another.
+
+        Rows that would be padded beyond what a batch holds are answered in several parts, by length.
+        """
+        frames = [self.get_frame(*image.size) for image in images]
         prompts = [self.conversation.write_prompt(question) for question in questions]
-        inputs = self.processor(
-            text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt"
-        ).to(self.model.device)
+        inputs = self.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+        parts = cut_by_length(inputs["attention_mask"].sum(1).tolist(), self.batch_size * TOKENS_PER_ROW // num_samples)
+        if len(parts) == 1:
+            frames = [frame for frame in frames for _ in range(num_samples)]
+            draws = [] if seeds is None else [SeededDraws(seeds, num_samples)]
+            return self._generate(inputs.to(self.model.device), frames, settings, num_samples, draws, force_region)
+        answers: dict[int, list[PolicyAnswer]] = {}
+        for rows in parts:
+            said = self._answer_batch(
+                [images[row] for row in rows],
+                [questions[row] for row in rows],
+                settings,
+                force_region=force_region,
+                num_samples=num_samples,
+                seeds=None if seeds is None else [seeds[row] for row in rows],
+            )
+            answers |= {row: said[at * num_samples : (at + 1) * num_samples] for at, row in enumerate(rows)}
+        return [answer for row in range(len(questions)) for answer in answers[row]]
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        inputs: Mapping[str, Any],
+        frames: Sequence[Frame],
+        settings: GenerationSettings,
+        num_samples: int,
+        draws: Sequence[SeededDraws],
+        force_region: bool,
+    ) -> list[PolicyAnswer]:
+        """Answer the prompts of one batch; `frames` has one for each answer."""
         num_prompt_tokens = inputs["input_ids"].shape[1]
         if num_samples > 1:
             inputs = start_from_prompts(self.model, _repeat_rows(inputs, num_samples))
@@ -231,7 +261,7 @@ class Policy:
             **inputs,
             generation_config=settings.build_config(),
             # The draws come last: they pick from what the other processors leave.
-            logits_processor=LogitsProcessorList([p_region, *forced, *([] if draws is None else [draws])]),
+            logits_processor=LogitsProcessorList([p_region, *forced, *draws]),
             stopping_criteria=StoppingCriteriaList(
                 [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(frames))]
             ),

@@ -12,40 +12,28 @@ from pipeline.config import Params
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.answers import ask_policies
 from pipeline.evaluation.behaviour import SecondScorer, describe_behaviour
+from pipeline.evaluation.decoration import decorate
 from pipeline.evaluation.figures import BEST_PAIR, Bootstrap, EvalReport, ResultTable, compute_report
 from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
-from pipeline.images import crop_view, load_upright
 from pipeline.learn.families import check_pictures, load_frames
 from pipeline.learn.model_folder import check_base, compute_model_digest
 from pipeline.learn.scorer import FrozenScorer
 from pipeline.learn.transfer import load_transfer_scorer
-from pipeline.report.gallery import build_panels, list_cards, pick_cards
-from pipeline.report.page import ReportInputs, render_page
-from pipeline.store import (
-    load_curves,
-    load_documents,
-    load_qrels,
-    load_rollouts,
-    replace_dir,
-    save_results,
-    write_json,
-    write_text,
-)
+from pipeline.store import load_qrels, replace_dir, save_results, write_json
 from pipeline.tracking import StageRun
-from pipeline.types import CurvePoint, Pool, Query, QueryResult
+from pipeline.types import Query, QueryResult
 from pipeline.workspace import Workspace, read_data_md5
 
 logger = logging.getLogger(__name__)
 
-NUM_SAMPLE_CROPS = 8
 VAL_METRICS = ("cond_recall_at_1", "harm_rate")
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
-    """Evaluate all methods and write `evaluation_dir`.
+    """Evaluate all methods and write `evaluation_dir`: the results first, then what decorates them.
 
     What is left open is chosen on val, or taken over from the run whose policies this workspace borrows; test is only
     measured.
@@ -105,9 +93,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         save_results(folder / "val_results.parquet", chosen.rows)
         write_json(folder / "report.json", report.as_json())
         _save_runs(folder / "runs", by_method, workspace, queries)
-        _save_crops(folder / "crops", queries, by_method["rgrpo"], params, workspace)
-        page = _render(report, queries, pools, by_method, params, workspace)
-        write_text(folder / "report.html", page)
+    decorate(report, test, by_method, params, workspace)
     return _record(report, workspace.evaluation_dir, run)
 
 
@@ -165,59 +151,10 @@ def _save_runs(
     save_judgements(folder / "qrels.txt", qrels)
 
 
-def _save_crops(
-    folder: Path, queries: Sequence[Query], rows: Sequence[QueryResult], params: Params, workspace: Workspace
-) -> None:
-    folder.mkdir()
-    cropped = [(query, row.box) for query, row in zip(queries, rows, strict=True) if row.box is not None]
-    for number, (query, box) in enumerate(cropped[:NUM_SAMPLE_CROPS]):
-        path = workspace.data_dir / query.image_path
-        image = load_upright(path, max_pixels=params.data.max_image_pixels, root=workspace.data_dir)
-        crop_view(image, box).save(folder / f"{number}.jpg", quality=90)
-
-
-def _render(
-    report: EvalReport,
-    queries: Sequence[Query],
-    pools: Sequence[Pool],
-    by_method: Mapping[str, Sequence[QueryResult]],
-    params: Params,
-    workspace: Workspace,
-) -> str:
-    cards, tally = list_cards(queries, by_method["full"], by_method["rgrpo"])
-    panels = build_panels(
-        pick_cards(cards),
-        {pool.query_id: pool for pool in pools},
-        {d.doc_id: d for d in load_documents(workspace.tables_dir / "documents.parquet")},
-        workspace.data_dir,
-        max_pixels=params.data.max_image_pixels,
-    )
-    cropped = [(query, row.box) for query, row in zip(queries, by_method["rgrpo"], strict=True) if row.box is not None]
-    rollouts_path = workspace.rollouts_dir / "rollouts.parquet"
-    return render_page(
-        ReportInputs(
-            report=report.as_json(),
-            panels=panels,
-            tally=tally,
-            crops=[box for _, box in cropped],
-            targets=[query.target_box for query, _ in cropped if query.target_box is not None],
-            warmup_curve=_load_curve(workspace.curve_path("warmup")),
-            train_curve=_load_curve(workspace.curve_path("train")),
-            rollouts=load_rollouts(rollouts_path) if rollouts_path.is_file() else (),
-        )
-    )
-
-
-def _load_curve(path: Path) -> Sequence[CurvePoint]:
-    # Another world's evaluation borrows its policies, so no training lies beside it.
-    return load_curves(path) if path.is_file() else ()
-
-
 def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]:
-    for name in ("report.html", "report.json"):
-        run.log_artifact(folder / name, "evaluation")
-    for path in sorted((folder / "crops").iterdir()):
-        run.log_artifact(path, "crops")
+    for name, place in (("report.json", "evaluation"), ("report.html", "evaluation"), ("crops", "crops")):
+        if (folder / name).exists():  # what decorates the results may be missing
+            run.log_artifact(folder / name, place)
     run.set_tags({name: str(report.provenance[name]) for name in ("data_md5", "pools_sha256", "val_pools_sha256")})
     counts = {"num_queries": float(report.num_queries), "num_with_positive": float(report.num_with_positive)}
     means = {

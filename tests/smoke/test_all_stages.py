@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
@@ -141,7 +142,7 @@ def test_registered_model_reranks_by_its_alias(finished: FinishedRun) -> None:
     queries = {q.query_id: q for q in load_queries(finished.workspace.tables_dir / "queries.parquet")}
     query = queries[pool.query_id]
     row = {
-        "image": str(finished.workspace.data_dir / query.image_path),
+        "image": base64.b64encode((finished.workspace.data_dir / query.image_path).read_bytes()).decode(),
         "question": query.question,
         "candidates": list(pool.doc_ids),
     }

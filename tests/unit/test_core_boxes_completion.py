@@ -50,7 +50,7 @@ def call(coords_json: str, name: str = "image_zoom_in_tool") -> str:
 def test_integers_of_a_frame_round_trip_exactly(case):
     frame, coords = case
     box = frame_to_box(coords, frame)
-    assert box is not None
+    assert isinstance(box, Box)
     assert box_to_frame(box, frame) == coords
 
 
@@ -105,10 +105,25 @@ def test_frame_to_box_uses_width_for_x_and_height_for_y_and_clips():
         (0, 0, math.inf, 9),
         (0, 0, 10**400, 9),
         (0.0, 0.0, 5e-324, 9.0),
+        (27.5, 0, 40, 9),
     ],
 )
 def test_frame_to_box_has_no_box_where_nothing_is_left(coords):
-    assert frame_to_box(coords, TINY) is None
+    assert isinstance(frame_to_box(coords, TINY), Malformed)
+
+
+@settings(deadline=None)
+@given(frames, spans(0.0, 1.0), spans(0.0, 1.0))
+def test_fractions_are_no_box_in_any_frame(frame, across, down):
+    decision = parse_completion(call(json.dumps([across[0], down[0], across[1], down[1]])), frame)
+    if (across, down) == ((0.0, 1.0), (0.0, 1.0)):
+        return  # whole numbers: the first unit
+    assert isinstance(decision, Malformed)
+
+
+def test_a_box_of_one_unit_is_a_crop():
+    assert parse_completion(call("[3, 4, 4, 5]"), TINY) == Crop(Box(3 / 28, 4 / 28, 4 / 28, 5 / 28))
+    assert isinstance(parse_completion(call("[0.5, 0.5, 1.75, 1.5]"), TINY), Crop)
 
 
 @pytest.mark.parametrize("side", [0.0, 0.5, -3.0, math.nan, math.inf, 2.0**25])
@@ -207,7 +222,7 @@ def test_parser_never_raises_on_any_json_as_box(value, frame):
 def test_parser_gives_the_box_that_the_numbers_name(coords, frame):
     box = frame_to_box(coords, frame)
     decision = parse_completion(call(json.dumps(coords)), frame)
-    assert isinstance(decision, Malformed) if box is None else decision == Crop(box)
+    assert decision == (box if isinstance(box, Malformed) else Crop(box))
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n\n", "\t\r\n"])
@@ -241,10 +256,12 @@ def test_surrounding_white_space_is_fine(space):
         (call("[1, 2, 3, true]"), "four numbers"),
         (call('[1, 2, 3, "4"]'), "four numbers"),
         (call("null"), "four numbers"),
-        (call("[3, 2, 3, 4]"), "empty or not finite"),
-        (call("[1, 2, NaN, 4]"), "empty or not finite"),
-        (call("[1, 2, 1e999, 4]"), "empty or not finite"),
-        (call("[1, 2, 3, " + "9" * 400 + "]"), "empty or not finite"),
+        (call("[3, 2, 3, 4]"), "box is empty"),
+        (call("[1, 2, NaN, 4]"), "not finite"),
+        (call("[1, 2, 1e999, 4]"), "not finite"),
+        (call("[1, 2, 3, " + "9" * 400 + "]"), "not finite"),
+        (call("[0.1, 0.2, 0.5, 0.6]"), "under one unit of its frame"),
+        (call("[3, 4, 10, 4.9]"), "under one unit of its frame"),
     ],
 )
 def test_anything_else_is_malformed_with_its_reason(text, reason):

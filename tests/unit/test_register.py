@@ -132,7 +132,11 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     path = world.workspace.data_dir / "images/q01.jpg"
     encoded = base64.b64encode(path.read_bytes()).decode()
     rows = [
-        {"image": str(path), "question": "crop 0.1 0.1 0.5 0.5", "candidates": ["d03", "d01", "d07"]},
+        {
+            "image": f"data:image/jpeg;base64,{encoded}",
+            "question": "crop 0.1 0.1 0.5 0.5",
+            "candidates": ["d03", "d01", "d07"],
+        },
         {"image": encoded, "question": "crop 0.1 0.1 0.5 0.5", "candidates": ["d07", "d03", "d01"]},
         {"image": encoded, "question": "keep it", "candidates": ["d01"]},
         {"image": encoded, "question": "?", "candidates": ["d01"]},
@@ -146,8 +150,10 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
 
     whole = model.predict(pd.DataFrame([{"image": encoded, "question": "keep it"}]))
     assert len(whole["doc_ids"][0]) == NUM_DOCUMENTS
-    with pytest.raises(DataError, match="base64"):
-        model.predict(pd.DataFrame([{"image": "no such file!", "question": "keep it"}]))
+    # A path of the server opens nothing, be it there or not.
+    for source in (str(path), "/etc/passwd", "no such file!"):
+        with pytest.raises(DataError, match=r"model input, row 2: `image` is no picture file's content in base64"):
+            model.predict(pd.DataFrame([{"image": told, "question": "keep it"} for told in (encoded, source)]))
 
 
 def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld) -> None:
