@@ -321,6 +321,51 @@ def test_p_openings_and_their_kl_are_those_of_a_plain_forward_pass(spoken_llava:
     assert logged["decision_kl"] > 1e-3
 
 
+def test_codes_are_what_the_completions_say(collapsed: Training, stock: Training, started: Training) -> None:
+    for training in (collapsed, stock, started):
+        tokenizer = training.policy.processor.tokenizer
+        for batch in training.batches:
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["completion_ids"]]
+            wanted = [
+                REGION if text.startswith(REGION_OPENING) else FULL if text.startswith(FULL_ANSWER) else MALFORMED
+                for text in texts
+            ]
+            assert batch["opening_code"].tolist() == wanted
+    assert {REGION, FULL} <= set(collapsed.batches[0]["opening_code"].tolist())
+
+
+@pytest.mark.parametrize("changes", [{}, STOCK], ids=["balanced", "stock"])
+def test_kl_is_that_of_a_plain_forward_pass(
+    spoken_llava: SpokenLlava, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    policy, reference = _load(spoken_llava), _load(spoken_llava)
+    seed_everything(4)
+    with torch.no_grad():  # the reference is read from the folder, where nobody moved it
+        for weight in policy.model.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+    scorer = _plant(spoken_llava, baseline=2, crop=1)
+    params = _params(max_steps=1, beta=0.04, learning_rate=1e-15, temperature=1.5, **changes)
+    training = Training(policy, spoken_llava, scorer, params, tmp_path)
+    (batch,) = training.batches
+    ids_BN = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask_BN = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    num_tokens = batch["completion_ids"].shape[1]
+    logps = []
+    for model in (policy.model.eval(), reference.model.eval()):
+        with torch.no_grad():
+            out = model(input_ids=ids_BN, attention_mask=mask_BN, pixel_values=batch["pixel_values"])
+        logps_BTV = (out.logits[:, -num_tokens - 1 : -1] / params.temperature).log_softmax(-1)
+        logps.append(logps_BTV.gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1))
+    gap_BT = logps[1] - logps[0]
+    kl_BT = gap_BT.exp() - gap_BT - 1.0  # Schulman's third estimator, as TRL has it
+    if not changes:  # the decision has its own
+        kl_BT = kl_BT.masked_fill(batch["opening_mask"], 0.0)
+    spoken_BT = batch["completion_mask"]
+    wanted = float((kl_BT * spoken_BT).sum() / spoken_BT.sum())
+    assert wanted > 1e-3
+    assert training.logged[1]["kl"] == pytest.approx(wanted, rel=1e-3)
+
+
 def test_rollouts_keep_what_each_completion_earned(collapsed: Training) -> None:
     for rollout in collapsed.rollouts:
         if rollout.decision == "full":
