@@ -31,7 +31,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from pipeline.core.boxes import Frame
 from pipeline.errors import ModelError
 from pipeline.learn import image_only
-from pipeline.learn.model_folder import resolve_model_path
+from pipeline.learn.model_folder import check_model_folder, resolve_model_path
 from pipeline.types import Query
 
 FRAME_KEY: Final = "region_frame_units"
@@ -126,6 +126,7 @@ def load_frames(path: str | Path) -> FrameOf:
         ModelError: the folder is missing or broken, or as for `build_frames`.
     """
     folder = resolve_model_path(path)
+    check_model_folder(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         return build_frames(config, load_processor(folder, find_family(config)))
