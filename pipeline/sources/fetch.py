@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import os
 import shutil
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from pipeline.errors import DataError
 from pipeline.sources.streams import open_packed
-from pipeline.store import read_json, write_json
+from pipeline.store import read_json, write_json, writing
 
 CHUNK_BYTES: Final = 1 << 20
 TIMEOUT_S: Final = 60.0
@@ -152,9 +153,12 @@ def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> 
                 raise DataError("the server sent another part than was asked for", path=file.url)
             if num_held:
                 say(f"{file.name}: " + (f"goes on after {num_held} bytes" if goes_on else "starts again"))
-            with part.open("ab" if goes_on else "wb") as stream:
+            # A disk that refuses is told with the file; what the network does is told with the address, below.
+            with writing(part), part.open("ab" if goes_on else "wb") as stream:
                 while chunk := answer.read(CHUNK_BYTES):
                     stream.write(chunk)
+                stream.flush()
+                os.fsync(stream.fileno())
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.errors import DataError
+from pipeline.errors import DataError, WriteError
 from pipeline.sources import fetch
 from pipeline.sources.fetch import PUBLISHED_FILES, PublishedFile, fetch_files
 
@@ -278,7 +278,7 @@ def test_disk_that_fills_up_is_named_as_such(server: Store, tmp_path: Path, monk
         return whole(target, mode, *rest, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", open_on_full_disk)
-    with pytest.raises(DataError, match="No space left on device") as caught:
+    with pytest.raises(WriteError, match=r"a\.csv\.part: cannot be written: No space left on device") as caught:
         fetch_all(name_files(server, "a.csv"), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.csv").exists()
