@@ -53,14 +53,15 @@ class RegionReranker(PythonModel):
         """Decide on a view for each row and rank its candidates by it.
 
         Raises:
-            DataError: a question is blank, or an image is no picture; it names the row.
+            DataError: a question is blank or too long, or an image is no picture; it names the row.
             ModelError: the policy reads no picture of that shape.
             StageError: a candidate is not in the index.
         """
         import pandas as pd
 
         max_pixels = self._params.data.max_image_pixels
-        questions = [_check_question(question, row) for row, question in enumerate(model_input["question"], start=1)]
+        longest = self._params.data.max_question_chars
+        questions = [_check_question(text, row, longest) for row, text in enumerate(model_input["question"], start=1)]
         images = [_load_image(source, row, max_pixels) for row, source in enumerate(model_input["image"], start=1)]
         answers = self._policy.decide(images, questions)
         given = model_input["candidates"] if "candidates" in model_input else [None] * len(images)
@@ -95,10 +96,13 @@ class RegionReranker(PythonModel):
         return [candidates[k] for k in order_K], [float(scores_K[k]) for k in order_K]
 
 
-def _check_question(question: object, row: int) -> str:
+def _check_question(question: object, row: int, max_chars: int) -> str:
     text = str(question)
     if not text.strip():
         raise DataError("`question` is blank", path=_REQUEST, row=row)
+    if len(text) > max_chars:  # as in prepare: a batch is padded to its longest question
+        reason = f"`question` has {len(text)} characters, data.max_question_chars = {max_chars}"
+        raise DataError(reason, path=_REQUEST, row=row)
     return text
 
 

@@ -44,10 +44,10 @@ def test_paths_are_never_opened(name: str, shape: str, tmp_path: Path, monkeypat
     ("source", "reason"),
     [
         (_write_png((200, 200)), "200 x 200 pixels"),
-        (b"not a picture", "cannot be decoded"),
-        ("", "cannot be decoded"),
-        (None, "base64|cannot be decoded"),
-        (float("nan"), "base64|cannot be decoded"),
+        (b"not a picture", "is no picture"),
+        ("", "is no picture"),
+        (None, "base64|is no picture"),
+        (float("nan"), "base64|is no picture"),
         ("é", "base64"),
     ],
 )
@@ -57,7 +57,9 @@ def test_what_is_no_picture_is_refused_by_its_row(source: object, reason: str) -
     assert "/tmp" not in str(refused.value)
 
 
-def test_a_blank_question_is_refused_by_its_row() -> None:
-    assert _check_question("What?", 1) == "What?"
+def test_a_blank_or_endless_question_is_refused_by_its_row() -> None:
+    assert _check_question("What?", 1, 5) == "What?"
     with pytest.raises(DataError, match="model input, row 5: `question` is blank"):
-        _check_question(" \n", 5)
+        _check_question(" \n", 5, 5)
+    with pytest.raises(DataError, match="row 2: `question` has 6 characters, data.max_question_chars = 5"):
+        _check_question("Whats?", 2, 5)
