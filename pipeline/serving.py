@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
+import pandas as pd  # MLflow reads the annotations of `predict`, and warns of a name that it does not find
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline.config import load_params
@@ -25,7 +26,6 @@ from pipeline.errors import DataError
 from pipeline.types import Box, Crop, KeepFull
 
 if TYPE_CHECKING:
-    import pandas as pd
     from PIL.Image import Image
 
 _REQUEST: Final = "model input"
@@ -57,8 +57,6 @@ class RegionReranker(PythonModel):
             ModelError: the policy reads no picture of that shape.
             StageError: a candidate is not in the index.
         """
-        import pandas as pd
-
         max_pixels = self._params.data.max_image_pixels
         longest = self._params.data.max_question_chars
         questions = [_check_question(text, row, longest) for row, text in enumerate(model_input["question"], start=1)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from pipeline.evaluation import decoration
 from pipeline.report.page import ReportInputs, render_page
 from pipeline.stages import evaluate
 from pipeline.store import save_curves, save_rollouts
@@ -37,7 +38,7 @@ def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         def render_with_behaviour(inputs: ReportInputs) -> str:
             return render_page(replace(inputs, report={**inputs.report, "behaviour": fakes.build_behaviour()}))
 
-        monkeypatch.setattr(evaluate, "render_page", render_with_behaviour)
+        monkeypatch.setattr(decoration, "render_page", render_with_behaviour)
         evaluate.run(PARAMS, workspace, null_run())
     return workspace.evaluation_dir / "report.html"
 

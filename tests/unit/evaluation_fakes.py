@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from pipeline.config import Params
 from pipeline.core.boxes import compute_iou
 from pipeline.core.ranking import compute_outcome
+from pipeline.evaluation import decoration
 from pipeline.learn import scorer as scorer_module
 from pipeline.report.page import render_page
 from pipeline.stages import evaluate as evaluate_stage
@@ -220,7 +221,7 @@ def build_fake_world(
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
     # Set both ways: another world of the same module may have left it blank.
-    monkeypatch.setattr(evaluate_stage, "render_page", render_page if with_page else lambda _: "")
+    monkeypatch.setattr(decoration, "render_page", render_page if with_page else lambda _: "")
     return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
 
 

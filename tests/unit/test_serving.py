@@ -61,5 +61,5 @@ def test_a_blank_or_endless_question_is_refused_by_its_row() -> None:
     assert _check_question("What?", 1, 5) == "What?"
     with pytest.raises(DataError, match="model input, row 5: `question` is blank"):
         _check_question(" \n", 5, 5)
-    with pytest.raises(DataError, match="row 2: `question` has 6 characters, data.max_question_chars = 5"):
+    with pytest.raises(DataError, match=r"row 2: `question` has 6 characters, data\.max_question_chars = 5"):
         _check_question("Whats?", 2, 5)
