@@ -203,7 +203,7 @@ def test_commands_say_it_in_one_line_and_exit_2(
 ) -> None:
     assert run_to_exit_code(lambda: _fail(error)) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
-    monkeypatch.setattr(cli, "load_params", lambda *_: _fail(error))
+    monkeypatch.setattr(cli, "load_params_for_dvc", lambda *_: _fail(error))
     ended = CliRunner().invoke(cli.app, ["params", "check", "x.yaml"])
     assert (ended.exit_code, ended.stderr) == (2, f"error: {line}\n")
 

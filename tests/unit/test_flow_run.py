@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from flows import ablation, region_r1
 from flows.steps import StageContext
 from pipeline import tracking
+from pipeline.config import Params
 from pipeline.run_lock import find_holder, hold_run_lock
 from pipeline.stages import STAGE_NAMES
 
@@ -30,6 +31,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("REGION_R1_ROOT", str(folder))
         yield folder
+
+
+def write_params(root: Path, **changes: dict[str, Any]) -> None:
+    """Write out every default, as DVC needs it."""
+    content = Params().model_dump(mode="json", by_alias=True) | changes
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
 
 
 class Flow:
@@ -65,7 +72,7 @@ class Flow:
 @pytest.fixture
 def flow(root: Path, monkeypatch: pytest.MonkeyPatch) -> Flow:
     flow = Flow(root, "region-r1")
-    (root / "params.yaml").write_text("seed: 7\n")
+    write_params(root)
     for module in (region_r1, ablation):
         monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
         monkeypatch.setattr(module, "flow_run", type("R", (), {"get_name": staticmethod(lambda: "name")}))
@@ -136,8 +143,8 @@ def test_a_second_flow_on_the_same_checkout_is_refused(flow: Flow) -> None:
 
 def test_the_limits_of_a_run_come_from_the_parameters(root: Path) -> None:
     limits = {"stage_timeout_s": 3, "queue_timeout_s": 5, "busy_timeout_s": 7, "placement": "pools"}
-    (root / "params.yaml").write_text(yaml.safe_dump({"flow": limits}))
-    context = StageContext.of(root, region_r1.load_params(root / "params.yaml"), "id")
+    write_params(root, flow=limits)
+    context = StageContext.of(root, region_r1.load_params_for_dvc(root / "params.yaml"), "id")
     assert (context.timeout_s, context.queue_timeout_s, context.busy_timeout_s) == (3, 5, 7)
     assert context.placement == "pools"
 

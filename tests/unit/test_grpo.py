@@ -678,8 +678,8 @@ def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         for stage in (index_stage, retrieve_stage):
             patch.setattr(stage, "load_encoder", lambda *_: encoder)
-            stage.run(build_params(Path()), workspace, null_run())
-    scorer = FrozenScorer.load(build_params(Path()), workspace, encoder=encoder)
+            stage.run(build_params(Path("planted")), workspace, null_run())
+    scorer = FrozenScorer.load(build_params(Path("planted")), workspace, encoder=encoder)
     reward = PolicyReward(scorer, _load(spoken_llava), REWARD)
     query_id, other_id = [pool.query_id for pool in scorer.pools.values() if pool.has_positive][:2]
     box, other_box = Box(0.1, 0.1, 0.6, 0.7), Box(0.3, 0.2, 0.9, 0.9)

@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     with pytest.MonkeyPatch.context() as patch:
         for stage in (index_stage, retrieve_stage):
             patch.setattr(stage, "load_encoder", lambda *_: encoder)
-            stage.run(build_params(Path()), workspace, null_run())
+            stage.run(build_params(Path("planted")), workspace, null_run())
     return workspace
 
 
@@ -45,7 +45,7 @@ def encoder() -> CountingEncoder:
 
 @pytest.fixture
 def scorer(workspace: Workspace, encoder: CountingEncoder) -> FrozenScorer:
-    return FrozenScorer.load(build_params(Path()), workspace, encoder=encoder)
+    return FrozenScorer.load(build_params(Path("planted")), workspace, encoder=encoder)
 
 
 def test_scores_equal_the_naive_recomputation(workspace: Workspace, scorer: FrozenScorer) -> None:
@@ -97,7 +97,7 @@ def test_results_come_in_the_order_of_the_views(scorer: FrozenScorer, workspace:
     views = [(query_id, box) for box in (*_BOXES, None) for query_id in scorer.pools]
     mixed = [views[row] for row in np.random.default_rng(0).permutation(len(views))]
     together = scorer.score_views(mixed)
-    alone = FrozenScorer.load(build_params(Path(), batch_size=1), workspace, encoder=CountingEncoder())
+    alone = FrozenScorer.load(build_params(Path("planted"), batch_size=1), workspace, encoder=CountingEncoder())
     for view, scored in zip(mixed, together, strict=True):
         np.testing.assert_allclose(alone.score_views([view])[0].scores_K, scored.scores_K, atol=1e-5)
 
@@ -145,12 +145,12 @@ def test_a_query_without_pool_is_refused(scorer: FrozenScorer) -> None:
 
 def test_stale_pools_and_a_stale_index_are_refused(workspace: Workspace) -> None:
     with pytest.raises(StageError, match="another encoder"):
-        FrozenScorer.load(build_params(Path()), workspace, encoder=CountingEncoder(digest="other"))
+        FrozenScorer.load(build_params(Path("planted")), workspace, encoder=CountingEncoder(digest="other"))
     meta_path = workspace.pools_dir / "meta.json"
     meta = meta_path.read_text()
     meta_path.write_text(json.dumps({**json.loads(meta), "documents_sha256": "other"}))
     with pytest.raises(StageError, match="run retrieve again"):
-        FrozenScorer.load(build_params(Path()), workspace, encoder=CountingEncoder())
+        FrozenScorer.load(build_params(Path("planted")), workspace, encoder=CountingEncoder())
     meta_path.write_text(meta)
 
 
@@ -158,7 +158,7 @@ def test_a_picture_of_another_size_than_prepare_found_is_refused(workspace: Work
     path = workspace.tables_dir / "queries.parquet"
     queries = load_queries(path)
     save_queries(path, [replace(query, width_px=400) for query in queries])
-    scorer = FrozenScorer.load(build_params(Path()), workspace, encoder=CountingEncoder())
+    scorer = FrozenScorer.load(build_params(Path("planted")), workspace, encoder=CountingEncoder())
     save_queries(path, queries)
     with pytest.raises(DataError, match="run prepare again"):
         scorer.score_views([(next(iter(scorer.pools)), _BOX)])
