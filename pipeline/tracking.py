@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.atomic import writing
+from pipeline.atomic import replace_file, writing
 from pipeline.config import Params
 from pipeline.errors import DataError, write_on_one_line
 from pipeline.processes import ProcessStamp
@@ -281,6 +281,7 @@ def open_store(root: Path) -> MlflowClient:
     folder = (root / "mlruns").resolve()
     with writing(folder), _store_lock(folder):
         if not given:
+            _create_database(folder / "mlflow.db")
             _enable_wal(folder / "mlflow.db")
         uri = given or f"sqlite:///{folder / 'mlflow.db'}"
         mlflow.set_tracking_uri(uri)
@@ -357,6 +358,21 @@ def _silence_mlflow() -> None:
             import mlflow  # noqa: F401  (imported here so that its import-time warnings stay quiet)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _create_database(database: Path) -> None:
+    """Make the store's tables, where there are none, elsewhere and then move them into place.
+
+    MLflow makes them by dozens of migrations that are no transaction: a kill between two of them would leave a
+    database that no later run can open.
+    """
+    if database.is_file():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with replace_file(database) as partial:
+        store = SqlAlchemyStore(f"sqlite:///{partial}", (database.parent / "artifacts").as_uri())
+        store.engine.dispose()  # no connection may go on to the old name
 
 
 def _enable_wal(database: Path) -> None:

@@ -176,3 +176,28 @@ def test_a_store_on_a_full_disk_is_one_line_with_its_path(tmp_path: Path, monkey
     monkeypatch.setattr(tracking, "_enable_wal", refuse)
     with pytest.raises(WriteError, match=r"mlruns: cannot be written: No space left on device"):
         tracking.open_store(tmp_path)
+
+
+def test_a_kill_while_the_store_is_made_leaves_none_and_the_next_run_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    dying = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from pipeline import tracking
+
+@event.listens_for(Engine, "after_cursor_execute")
+def die_in_the_middle(connection, cursor, statement, *rest):
+    if statement.startswith("ALTER TABLE"):  # MLflow's migrations commit each by itself
+        os._exit(137)
+
+tracking.open_store(Path(sys.argv[1]))
+"""
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", dying, str(tmp_path)], check=False)
+    assert killed.returncode == 137
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()
+    assert tracking.open_store(tmp_path).get_experiment_by_name(tracking.EXPERIMENT) is not None
+    assert not list((tmp_path / "mlruns").glob(".*.partial"))
