@@ -22,7 +22,7 @@ export PIP_NO_INPUT ?= 1
 .PHONY: help run test test-fast check bench ui
 # Tests run on all cores, one thread each: threads that share a core wait for each other. A file stays on one core, since
 # its tests share what was trained for them; files go in their order, so the long ones (smoke/) start early.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,10 +31,10 @@ run: .venv/.installed ## run the whole pipeline (the demo, unless params.yaml sa
 	$(BIN)/region-r1 run
 
 test: .venv/.installed ## all tests that need neither a GPU nor the internet
-	$(PYTEST)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.installed ## those that start no server and train nothing, in about a minute
-	$(PYTEST) -m "not gpu and not network and not smoke and not server and not slow"
+	$(PYTEST) --dist worksteal -m "not gpu and not network and not smoke and not server and not slow"
 
 check: .venv/.installed ## lint, formatting, types, and which module may import which
 	$(BIN)/ruff check .

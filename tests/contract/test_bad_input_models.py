@@ -30,6 +30,8 @@ from tests.small_run import write_small_run
 from tests.tiny_families import build_tiny_policy
 from tests.tiny_models import build_tiny_clip, build_tiny_llava
 
+pytestmark = pytest.mark.slow  # runs stages before it spoils their models
+
 
 @contextmanager
 def untracked(*_: object) -> Iterator[StageRun]:
@@ -123,6 +125,7 @@ def test_index_of_another_scorer_is_refused(checkout: Checkout, stage: str) -> N
     assert "index was made by another encoder than scorer.path names; run index again" in checkout.refuse(stage)
 
 
+@pytest.mark.slow  # a process of its own
 def test_real_command_says_one_line_beside_its_log(checkout: Checkout) -> None:
     checkout.set("scorer", path=str(checkout.models / "other_clip"))
     code = Path(entry.__file__).parents[1]

@@ -79,6 +79,7 @@ def _cannot_exchange(name: str, *_arguments: int | bytes) -> int:
     return errno.EINVAL if name == "renameat2" else 0
 
 
+@pytest.mark.slow  # a child for each call
 @pytest.mark.parametrize("write", [_replace_folder, _replace_text])
 def test_a_kill_between_any_two_calls_leaves_the_old_or_the_new_whole(write: Write, tmp_path: Path) -> None:
     place = tmp_path / "x"
@@ -95,6 +96,7 @@ def test_a_kill_between_any_two_calls_leaves_the_old_or_the_new_whole(write: Wri
     assert seen[-1] == new
 
 
+@pytest.mark.slow
 def test_without_exchange_the_next_start_puts_the_old_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ def test_frame_to_box_has_no_box_where_nothing_is_left(coords):
 @given(frames, spans(0.0, 1.0), spans(0.0, 1.0))
 def test_fractions_are_no_box_in_any_frame(frame, across, down):
     decision = parse_completion(call(json.dumps([across[0], down[0], across[1], down[1]])), frame)
-    if (across, down) == ((0.0, 1.0), (0.0, 1.0)):
+    if list(across) == list(down) == [0.0, 1.0]:
         return  # whole numbers: the first unit
     assert isinstance(decision, Malformed)
 

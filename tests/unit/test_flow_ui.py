@@ -16,6 +16,7 @@ import pytest
 
 from flows import launch, ui
 
+pytestmark = pytest.mark.slow  # imports MLflow's and Prefect's servers
 SERVER = """
 import http.server, sys
 class Answer(http.server.BaseHTTPRequestHandler):

@@ -23,6 +23,8 @@ from pipeline.tracking import null_run
 from pipeline.types import Pool, Query
 from tests.unit.evaluation_fakes import PARAMS, FakeWorld, build_fake_world
 
+pytestmark = pytest.mark.slow  # draws the page again and again
+
 DRAWS = {"num_resamples": 500, "confidence": 0.9, "seed": 3}
 METRICS = ("cond_recall_at_1", "recall_at_1")
 

@@ -24,7 +24,8 @@ from pipeline.tracking import null_run, open_store, stage_run
 from pipeline.types import Pool, QueryResult
 from tests.unit.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, build_fake_world
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
+# MLflow's own warnings; and every test makes a store.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DOC_IDS = [f"d{i:02d}" for i in range(NUM_DOCUMENTS)]
 
 

@@ -15,6 +15,7 @@ import pytest
 from flows.environment import child_environment
 from flows.supervise import Ended, TimeLimitError, run_supervised
 
+pytestmark = pytest.mark.slow  # chains of processes that are waited for
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Starts a grandchild in a session of its own that ignores SIGTERM, tells its pid, and sleeps.
 STUBBORN_TREE = """

@@ -15,7 +15,8 @@ from pipeline.config import Params
 from pipeline.errors import DataError, WriteError
 from pipeline.workspace import read_data_md5
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own warnings
+# MLflow's own warnings; and every test makes a store.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 MD5 = "0123456789abcdef0123456789abcdef.dir"
 
 
