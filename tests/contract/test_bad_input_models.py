@@ -125,7 +125,6 @@ def test_index_of_another_scorer_is_refused(checkout: Checkout, stage: str) -> N
     assert "index was made by another encoder than scorer.path names; run index again" in checkout.refuse(stage)
 
 
-@pytest.mark.slow  # a process of its own
 def test_real_command_says_one_line_beside_its_log(checkout: Checkout) -> None:
     checkout.set("scorer", path=str(checkout.models / "other_clip"))
     code = Path(entry.__file__).parents[1]

@@ -14,7 +14,8 @@ import yaml
 from pipeline.stages import STAGE_NAMES
 from tests.import_closure import CHECKOUT
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # DVC's own
+# DVC's own; and each test asks it in a checkout of its own.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 AFTER_PREPARE = set(STAGE_NAMES) - {"prepare"}
 WITH_POLICY = {"warmup", "train", "evaluate", "register"}
 

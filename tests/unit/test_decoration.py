@@ -17,6 +17,8 @@ from pipeline.types import Box, Query
 from pipeline.workspace import Workspace
 from tests.unit.evaluation_fakes import PARAMS, build_fake_world
 
+pytestmark = pytest.mark.slow  # draws the page
+
 
 @pytest.mark.parametrize("size_px", [(70_000, 30), (30, 70_000), (70_000, 1), (2000, 1500), (60, 40)])
 def test_sample_crops_are_shrunk(size_px: tuple[int, int], tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from pipeline.demo.grounding import GroundingRecipe
 from pipeline.errors import DataError
 from pipeline.sources.check import check_data
 
+pytestmark = pytest.mark.slow  # trains for a few steps
+
 _REAL = Path(__file__).parents[3] / "shared" / "data" / "groceries"
 _GROUPS = ("Apple", "Oat-Milk", "Pear", "Leek", "Juice")
 _NUM_PRODUCTS = 8
