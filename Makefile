@@ -33,7 +33,7 @@ run: .venv/.installed ## run the whole pipeline (the demo, unless params.yaml sa
 test: .venv/.installed ## all tests that need neither a GPU nor the internet
 	$(PYTEST) --dist loadfile --no-loadscope-reorder
 
-test-fast: .venv/.installed ## those that start no server and train nothing, in about a minute
+test-fast: .venv/.installed ## those that start no server and train nothing, in a minute and a half
 	$(PYTEST) --dist worksteal -m "not gpu and not network and not smoke and not server and not slow"
 
 check: .venv/.installed ## lint, formatting, types, and which module may import which
