@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.store import write_text
+from pipeline.atomic import replace_file  # not the store: numpy must not be imported before threads are limited
 from pipeline.tracking import ask_git
 from pipeline.workspace import Workspace
 
@@ -37,7 +37,8 @@ def restore_metrics(root: Path, stage: str) -> None:
         return
     for content in _list_candidates(root, relative, md5):
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
-            write_text(path, content.decode("utf-8"))
+            with replace_file(path) as partial:
+                partial.write_bytes(content)
             return
 
 
