@@ -51,11 +51,14 @@ def prepare_process() -> None:
 
 
 def limit_threads(num_threads: int) -> None:
-    """Let libraries compute on so many threads, whatever the machine has; they read it when they are first imported.
+    """Let libraries compute on so many threads, whatever the machine has: those imported already, and those to come.
 
     The order of a sum follows from it, and training magnifies last digits: it is a parameter, so that a result is one.
     """
-    os.environ.update(dict.fromkeys(_THREADS, str(num_threads)))
+    os.environ.update(dict.fromkeys(_THREADS, str(num_threads)))  # read at a library's first import
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(num_threads)
 
 
 def run_to_exit_code(work: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.atomic import replace_file  # not the store: numpy must not be imported before threads are limited
+from pipeline.atomic import replace_file
 from pipeline.tracking import ask_git
 from pipeline.workspace import Workspace
 

@@ -34,3 +34,17 @@ def test_mlflows_models_are_imported_without_a_word() -> None:
     code = "from pipeline.environment import prepare_process; prepare_process(); import mlflow.pyfunc"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
+
+
+def test_threads_are_limited_whatever_was_imported_before() -> None:
+    code = """
+import numpy
+from threadpoolctl import threadpool_info
+from pipeline.environment import limit_threads
+print(max(pool["num_threads"] for pool in threadpool_info()))
+limit_threads(1)
+print(max(pool["num_threads"] for pool in threadpool_info()))
+"""
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "1"]
