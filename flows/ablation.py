@@ -17,17 +17,17 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.environment import find_root
 from flows.pools import run_on_pool
-from flows.steps import BUSY, CACHED, USER_ERROR, StageContext, StepStop, check_step
+from flows.steps import CACHED, StageContext, StepStop, check_step, describe_stop
 from flows.tasks import can_retry, report_end, repro
 from pipeline.ablation.arms import ARMS, find_arm
 from pipeline.ablation.page import write_summary
 from pipeline.ablation.summary import summarise
 from pipeline.config import Params, load_params_for_dvc
-from pipeline.errors import BusyError, RegionR1Error
+from pipeline.errors import RegionR1Error
 from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
 from pipeline.workspace import Workspace
@@ -64,12 +64,8 @@ def region_r1_ablation(arms: list[str] | None = None) -> State[Any]:
             parent_run(flow_run.get_name() or "region-r1-ablation", root) as run_id,
         ):
             return _run_arms(StageContext.of(root, params, run_id), params, names, lock)
-    except StepStop as stop:
-        return stop.state
-    except BusyError as error:
-        return Failed(name=BUSY, message=str(error))
-    except RegionR1Error as error:
-        return Failed(name=USER_ERROR, message=str(error))
+    except (StepStop, RegionR1Error) as error:
+        return describe_stop(error)
 
 
 def _run_arms(context: StageContext, params: Params, names: Sequence[str], lock: RunLock) -> State[Any]:

@@ -12,15 +12,15 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.environment import find_root
 from flows.launch import main
-from flows.steps import BUSY, CACHED, USER_ERROR, StageContext, StepStop, check_step
+from flows.steps import CACHED, StageContext, StepStop, check_step, describe_stop
 from flows.summary import publish_summary
 from flows.tasks import STAGE_TASKS, data_task, report_end, repro
 from pipeline.config import load_params_for_dvc
-from pipeline.errors import BusyError, RegionR1Error
+from pipeline.errors import RegionR1Error
 from pipeline.run_lock import RunLock, hold_run_lock
 from pipeline.tracking import parent_run
 
@@ -43,12 +43,8 @@ def region_r1(only: str | None = None) -> State[Any]:
             parent_run(flow_run.get_name() or "region-r1", root) as run_id,
         ):
             return _run_stages(StageContext.of(root, params, run_id), stages, lock)
-    except StepStop as stop:
-        return stop.state
-    except BusyError as error:
-        return Failed(name=BUSY, message=str(error))
-    except RegionR1Error as error:
-        return Failed(name=USER_ERROR, message=str(error))
+    except (StepStop, RegionR1Error) as error:
+        return describe_stop(error)
 
 
 @flow(name="region-r1-stage", persist_result=False)

@@ -31,6 +31,7 @@ from flows.environment import PARENT_RUN_VARIABLE, ROOT_VARIABLE, child_environm
 from flows.outcome import Outcome
 from flows.supervise import Ended, TimeLimitError, run_supervised
 from pipeline.config import Params
+from pipeline.errors import BusyError, RegionR1Error
 from pipeline.run_lock import describe_busy, find_holder
 from pipeline.tracking import close_dead_runs
 
@@ -103,6 +104,13 @@ def check_step(state: State[Any]) -> State[Any]:
     if not state.is_completed():
         raise StepStop(state)
     return state
+
+
+def describe_stop(error: StepStop | RegionR1Error) -> State[Any]:
+    """Return the state of a flow that one of these ended."""
+    if isinstance(error, StepStop):
+        return error.state
+    return Failed(name=BUSY if isinstance(error, BusyError) else USER_ERROR, message=str(error))
 
 
 def _run_once(name: str, command: Sequence[str], context: StageContext) -> State[Any]:

@@ -68,11 +68,11 @@ ModelPath = Annotated[
     AfterValidator(_check_model_path),
 ]
 
-BESIDE_EVALUATION: Final = {"demo", "register_", "ablation", "batches", "flow"}
-"""Sections that no stage up to evaluate depends on; data.dvc stands for `demo`."""
-
 NO_RESULT: Final = frozenset({"batches", "demo", "flow"})
-"""Sections that change no result: dvc.yaml names all others."""
+"""Sections that change no result: dvc.yaml names all others. data.dvc stands for `demo`."""
+
+BESIDE_EVALUATION: Final = {*NO_RESULT, "register_", "ablation"}
+"""Sections that no stage up to evaluate depends on."""
 
 MODEL_FOLDERS: Final = (("scorer", "path"), ("policy", "path"), ("evaluate", "transfer_scorer"))
 """Parameters that dvc.yaml takes a stage's dependency from."""

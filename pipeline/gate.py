@@ -62,8 +62,7 @@ class Candidate:
         """Return the new policy minus other rows of the same queries; None without a positive on val."""
         if not self.is_comparable:
             return None
-        ours = [row for row in self.results if row.method == METHOD]
-        table = ResultTable(ours + [replace(row, method="bar") for row in bar_rows], self.val.pools)
+        table = ResultTable(self.list_rows(METHOD) + [replace(row, method="bar") for row in bar_rows], self.val.pools)
         new_Q, denominator_Q = table.compute_terms(METHOD, GATE_METRIC)
         bar_Q = table.compute_terms("bar", GATE_METRIC)[0]
         return compute_difference(new_Q, bar_Q, denominator_Q, self.val.queries, params.evaluate, seed=params.seed)
