@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from pipeline.core.texts import find_control, is_blank, is_one_line
 from pipeline.errors import write_on_one_line
 from pipeline.images import ImageFacts
 from pipeline.sources import DocumentCandidate, QueryCandidate
 from pipeline.sources.inspection import ImageReport
-from pipeline.sources.texts import find_control, is_blank, is_one_line
 from pipeline.types import Box, Reject
 
 MAX_DETAIL_CHARS: Final = 400

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from pipeline.sources.texts import is_blank
+from pipeline.core.texts import is_blank
 
 MAX_ID_CHARS: Final = 512
 # No white space and no control character: ids are columns of TREC run files.

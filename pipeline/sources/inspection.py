@@ -12,10 +12,10 @@ from typing import Final, TypeVar
 from PIL import Image
 
 from pipeline.core.lookalikes import Fingerprint
+from pipeline.core.texts import is_one_line
 from pipeline.images import ImageError, ImageFacts, inspect_image
 from pipeline.progress import Advance
 from pipeline.sources.fingerprint import compute_fingerprint
-from pipeline.sources.texts import is_one_line
 from pipeline.workspace import is_plain_relative
 
 NUM_THREADS: Final = 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import DataParams
 from pipeline.core.lookalikes import Fingerprint, find_lookalikes
+from pipeline.core.texts import clean_text, is_blank, unify_line_ends
 from pipeline.images import ImageError, ImageFacts
 from pipeline.progress import Advance, track
 from pipeline.sources import DocumentCandidate, QueryCandidate, Source
@@ -19,7 +20,6 @@ from pipeline.sources.faults import find_document_fault, find_image_fault, find_
 from pipeline.sources.inspection import BATCH_SIZE, ImageReport, PictureInspector, split_batches
 from pipeline.sources.ledger import DocumentLedger
 from pipeline.sources.pictures import ImageCensus
-from pipeline.sources.texts import clean_text, is_blank, unify_line_ends
 from pipeline.sources.verdict import Judgement, Lookalikes
 from pipeline.types import Document, Reject, Split
 

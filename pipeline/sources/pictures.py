@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
+from pipeline.core.texts import is_one_line
 from pipeline.errors import DataError
 from pipeline.sources.streams import read_json_entries
-from pipeline.sources.texts import is_one_line
 from pipeline.workspace import is_plain_relative
 
 # The published ones first: where there is no file, its name is the one that is listed as needed.
