@@ -22,6 +22,7 @@ import pandas as pd  # MLflow reads the annotations of `predict`, and warns of a
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline.config import load_params
+from pipeline.core.texts import find_question_fault, unify_line_ends
 from pipeline.errors import DataError
 from pipeline.types import Box, Crop, KeepFull
 
@@ -53,7 +54,7 @@ class RegionReranker(PythonModel):
         """Decide on a view for each row and rank its candidates by it.
 
         Raises:
-            DataError: a question is blank or too long, or an image is no picture; it names the row.
+            DataError: a question cannot be asked, or an image is no picture; it names the row.
             ModelError: the policy reads no picture of that shape.
             StageError: a candidate is not in the index.
         """
@@ -95,12 +96,9 @@ class RegionReranker(PythonModel):
 
 
 def _check_question(question: object, row: int, max_chars: int) -> str:
-    text = str(question)
-    if not text.strip():
-        raise DataError("`question` is blank", path=_REQUEST, row=row)
-    if len(text) > max_chars:  # as in prepare: a batch is padded to its longest question
-        reason = f"`question` has {len(text)} characters, data.max_question_chars = {max_chars}"
-        raise DataError(reason, path=_REQUEST, row=row)
+    text = unify_line_ends(str(question))
+    if (fault := find_question_fault(text, max_chars)) is not None:  # as in prepare
+        raise DataError(f"`question` {fault[1]}", path=_REQUEST, row=row)
     return text
 
 

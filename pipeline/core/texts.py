@@ -51,3 +51,21 @@ def is_blank(text: str) -> bool:
     (True, False)
     """
     return all(sign in _BLANK_SIGNS or unicodedata.category(sign) in _INVISIBLE_CATEGORIES for sign in text)
+
+
+def find_question_fault(question: str, max_chars: int) -> tuple[str, str] | None:
+    r"""Return why a question cannot be asked: the reason's short name, and what it does; None if it can be.
+
+    Args:
+        question: with `\n` for every line end.
+        max_chars: longest question that is taken, since a batch is padded to its longest.
+
+    >>> find_question_fault("What?", 4)
+    ('question_too_long', 'has 5 characters, data.max_question_chars = 4')
+    """
+    if is_blank(question):
+        return "empty_question", "is blank"
+    if len(question) > max_chars:
+        return "question_too_long", f"has {len(question)} characters, data.max_question_chars = {max_chars}"
+    control = find_control(question)
+    return None if control is None else ("invalid_row", f"holds {control}")

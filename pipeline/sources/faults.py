@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from pipeline.core.texts import find_control, is_blank, is_one_line
+from pipeline.core.texts import find_question_fault, is_blank, is_one_line
 from pipeline.errors import write_on_one_line
 from pipeline.images import ImageFacts
 from pipeline.sources import DocumentCandidate, QueryCandidate
@@ -45,13 +45,8 @@ def find_query_fault(query: QueryCandidate, first_row: str, max_question_chars: 
     if first_row != query.source_id:
         detail = f"query_id {query.query_id} is already taken by {first_row}"
         return reject_row(query.source_id, "duplicate_id", detail)
-    if is_blank(query.question):
-        return reject_row(query.source_id, "empty_question", "question is blank")
-    if len(query.question) > max_question_chars:
-        detail = f"question has {len(query.question)} characters, data.max_question_chars = {max_question_chars}"
-        return reject_row(query.source_id, "question_too_long", detail)
-    if (control := find_control(query.question)) is not None:
-        return reject_row(query.source_id, "invalid_row", f"question holds {control}")
+    if (fault := find_question_fault(query.question, max_question_chars)) is not None:
+        return reject_row(query.source_id, fault[0], f"question {fault[1]}")
     for name, value in query.tags.items():
         if not is_one_line(name + value):
             detail = f"tag {name}: {value} holds a line end or control character"

@@ -63,3 +63,8 @@ def test_a_blank_or_endless_question_is_refused_by_its_row() -> None:
         _check_question(" \n", 5, 5)
     with pytest.raises(DataError, match=r"row 2: `question` has 6 characters, data\.max_question_chars = 5"):
         _check_question("Whats?", 2, 5)
+    with pytest.raises(DataError, match="row 1: `question` is blank"):
+        _check_question("\u200b", 1, 5)
+    with pytest.raises(DataError, match=r"row 1: `question` holds the control character U\+001B at place 2"):
+        _check_question("a\x1bb", 1, 5)
+    assert _check_question("a\r\nb", 1, 5) == "a\nb"
