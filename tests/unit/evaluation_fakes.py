@@ -7,7 +7,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -35,6 +35,8 @@ from pipeline.types import (
     Split,
 )
 from pipeline.workspace import Workspace
+
+Row = TypeVar("Row")
 
 POOL_SIZE = 6
 NUM_DOCUMENTS = 12
@@ -140,8 +142,21 @@ def build_fake_world(
 
     Drawing the page takes most of an evaluation's time here, so it is left blank unless a test looks at it.
     """
-    rng = np.random.default_rng(3)
     workspace = Workspace.at(folder)
+    queries, pools = _write_world(workspace, {"test": num_queries, "val": num_val})
+    workspace.policy_dir.mkdir(parents=True)
+    (workspace.policy_dir / "config.json").write_text("{}")
+    policies = _plant_formulas(monkeypatch, queries, pools)
+    # Set both ways: another world of the same module may have left it blank.
+    monkeypatch.setattr(decoration, "render_page", render_page if with_page else lambda _: "")
+    return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
+
+
+def _write_world(
+    workspace: Workspace, sizes: dict[Split, int]
+) -> tuple[dict[Split, list[Query]], dict[Split, list[Pool]]]:
+    """Write pictures and tables of so many queries a split, and return the queries and their pools."""
+    rng = np.random.default_rng(3)
     doc_ids = [f"d{i:02d}" for i in range(NUM_DOCUMENTS)]
     (workspace.data_dir / "images").mkdir(parents=True)
     for i, doc_id in enumerate(doc_ids):
@@ -155,56 +170,65 @@ def build_fake_world(
         )
         for doc_id in doc_ids
     ]
-    queries: dict[Split, list[Query]] = {"test": [], "val": []}
-    pools: dict[Split, list[Pool]] = {"test": [], "val": []}
+    queries: dict[Split, list[Query]] = {split: [] for split in sizes}
+    pools: dict[Split, list[Pool]] = {split: [] for split in sizes}
     qrels = []
-    numbered: list[tuple[Split, int]] = [
-        *(("test", i) for i in range(num_queries)),
-        *(("val", i) for i in range(num_val)),
-    ]
-    for split, i in numbered:
-        query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
-        x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
-        target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
-        said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
-        numbers = " ".join(str(value) for value in said.as_tuple())
-        question = "nonsense" if i % 8 == 7 else "keep it" if i % 4 == 0 else f"crop {numbers}"
-        query = Query(
-            query_id=query_id,
-            split=split,
-            question=question,
-            image_path=f"images/{query_id}.jpg",
-            width_px=96,
-            height_px=64,
-            target_box=target,
-            tags={"scene": "clutter" if i % 2 else "close-up"},
-        )
-        _draw(workspace.data_dir / query.image_path, target, i % NUM_DOCUMENTS)
-        candidates = tuple(str(d) for d in rng.permutation(doc_ids)[:POOL_SIZE])
-        scores = np.sort(rng.uniform(0.2, 0.6, size=POOL_SIZE))[::-1]
-        scores[3] = scores[2]  # a tie, as real pools have
-        relevance = tuple(k == i % (POOL_SIZE + 1) for k in range(POOL_SIZE))
-        positives = [doc for doc, yes in zip(candidates, relevance, strict=True) if yes]
-        relevant = positives or [next(d for d in doc_ids if d not in candidates)]
-        pools[split].append(
-            Pool(
-                query_id=query.query_id,
-                split=split,
-                doc_ids=candidates,
-                scores=tuple(float(score) for score in scores),
-                relevance=relevance,
-                num_relevant=len(relevant),
-            )
-        )
-        qrels += [Qrel(query_id=query.query_id, doc_id=doc_id) for doc_id in relevant]
-        queries[split].append(query)
-    all_queries, all_pools = ([row for part in rows.values() for row in part] for rows in (queries, pools))
-    save_queries(workspace.tables_dir / "queries.parquet", all_queries)
+    for split, size in sizes.items():
+        for i in range(size):
+            query = _invent_query(rng, split, i)
+            _draw(workspace.data_dir / query.image_path, query.target_box or WHOLE, i % NUM_DOCUMENTS)
+            pool, relevant = _invent_pool(rng, query, i, doc_ids)
+            queries[split].append(query)
+            pools[split].append(pool)
+            qrels += [Qrel(query_id=query.query_id, doc_id=doc_id) for doc_id in relevant]
+    save_queries(workspace.tables_dir / "queries.parquet", _join(queries))
     save_documents(workspace.tables_dir / "documents.parquet", documents)
     save_qrels(workspace.tables_dir / "qrels.parquet", qrels)
-    save_pools(workspace.pools_dir / "pools.parquet", all_pools)
-    workspace.policy_dir.mkdir(parents=True)
-    (workspace.policy_dir / "config.json").write_text("{}")
+    save_pools(workspace.pools_dir / "pools.parquet", _join(pools))
+    return queries, pools
+
+
+def _invent_query(rng: np.random.Generator, split: Split, i: int) -> Query:
+    query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
+    x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
+    target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
+    said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
+    numbers = " ".join(str(value) for value in said.as_tuple())
+    return Query(
+        query_id=query_id,
+        split=split,
+        question="nonsense" if i % 8 == 7 else "keep it" if i % 4 == 0 else f"crop {numbers}",
+        image_path=f"images/{query_id}.jpg",
+        width_px=96,
+        height_px=64,
+        target_box=target,
+        tags={"scene": "clutter" if i % 2 else "close-up"},
+    )
+
+
+def _invent_pool(rng: np.random.Generator, query: Query, i: int, doc_ids: Sequence[str]) -> tuple[Pool, list[str]]:
+    """Return a pool, and the relevant documents: those in it, or one outside where there is none."""
+    candidates = tuple(str(d) for d in rng.permutation(doc_ids)[:POOL_SIZE])
+    scores = np.sort(rng.uniform(0.2, 0.6, size=POOL_SIZE))[::-1]
+    scores[3] = scores[2]  # a tie, as real pools have
+    relevance = tuple(k == i % (POOL_SIZE + 1) for k in range(POOL_SIZE))
+    positives = [doc for doc, yes in zip(candidates, relevance, strict=True) if yes]
+    relevant = positives or [next(d for d in doc_ids if d not in candidates)]
+    pool = Pool(
+        query_id=query.query_id,
+        split=query.split,
+        doc_ids=candidates,
+        scores=tuple(float(score) for score in scores),
+        relevance=relevance,
+        num_relevant=len(relevant),
+    )
+    return pool, relevant
+
+
+def _plant_formulas(
+    monkeypatch: pytest.MonkeyPatch, queries: dict[Split, list[Query]], pools: dict[Split, list[Pool]]
+) -> dict[str, FakePolicy]:
+    """Put formulas in the place of scorers and policies; the policies appear as they are loaded."""
     policies: dict[str, FakePolicy] = {}
 
     def load_policy(path: object, params: object, batch_size: int) -> FakePolicy:
@@ -216,13 +240,16 @@ def build_fake_world(
         fake_module = types.ModuleType(f"pipeline.learn.{module}")
         setattr(fake_module, function, load_policy)
         monkeypatch.setitem(sys.modules, fake_module.__name__, fake_module)
+    all_queries, all_pools = _join(queries), _join(pools)
     first, second = FakeScorer(all_queries, all_pools), FakeScorer(all_queries, all_pools, strength=0.3)
     monkeypatch.setattr(scorer_module.FrozenScorer, "check", lambda *_: None)
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
-    # Set both ways: another world of the same module may have left it blank.
-    monkeypatch.setattr(decoration, "render_page", render_page if with_page else lambda _: "")
-    return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
+    return policies
+
+
+def _join(rows: dict[Split, list[Row]]) -> list[Row]:
+    return [row for part in rows.values() for row in part]
 
 
 def _draw(path: Path, box: Box, hue: int) -> None:
