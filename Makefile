@@ -39,7 +39,7 @@ test-fast: .venv/.installed ## those that start no server and train nothing, in 
 check: .venv/.installed ## lint, formatting, types, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict pipeline flows benchmarks
+	$(BIN)/mypy --strict pipeline flows demo benchmarks
 	$(BIN)/lint-imports
 
 bench: .venv/.installed ## measure what the reward and a training step cost, side by side

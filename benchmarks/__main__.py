@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.environment import run_to_exit_code
+from pipeline.process.environment import run_to_exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def measure(params_path: Path, out_dir: Path) -> None:
     from benchmarks.plot import save_plot
     from benchmarks.run import Plan, run_bench
     from benchmarks.table import print_report
-    from pipeline.store import write_json
+    from pipeline.files.store import write_json
 
     with tempfile.TemporaryDirectory(prefix="region-r1-bench-") as scratch:
         report = run_bench(params, Plan(), Path(scratch))

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.completions import give_to, resize_groups, take_queries, take_rows
-from benchmarks.reward import check_agreement, score_naively, score_ours
-from benchmarks.setting import Completions, Setting, load_setting, resize_world, run_stages
+from benchmarks.rewards.completions import give_to, resize_groups, take_queries, take_rows
+from benchmarks.rewards.reward import check_agreement, score_naively, score_ours
+from benchmarks.rewards.setting import Completions, Setting, load_setting, resize_world, run_stages
 from benchmarks.timing import Cost, Spread, compute_spread, do_in_turn, measure
 from benchmarks.train_step import measure_train_step
-from pipeline.learn.policy import Policy
-from pipeline.progress import track
+from pipeline.policy.policy import Policy
+from pipeline.process.progress import track
 from pipeline.workspace import Workspace
 
 Axis = Literal["pool_size", "group_size", "image_side_px"]

@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final, Literal
 
-from benchmarks.setting import Completions, load_setting
+from benchmarks.rewards.setting import Completions, load_setting
 from pipeline.config import Params
-from pipeline.progress import track
+from pipeline.process.progress import track
 from pipeline.workspace import Workspace
 
 Way = Literal["nothing", "ours", "naive", "floor", "ours_step", "stock_step"]
@@ -41,8 +41,9 @@ def measure_memory(
 
 def _measure_peak(way: Way, workspace: Workspace, params: Params, completions: Completions) -> float:
     """Do it once (in a process of its own) and return the high-water mark in MiB."""
-    from benchmarks import floor, reward, train_step
-    from pipeline.learn.policy import load_policy
+    from benchmarks import train_step
+    from benchmarks.rewards import floor, reward
+    from pipeline.policy.policy import load_policy
 
     setting = load_setting(workspace, params).cut_pools(params.retrieve.pool_size)
     policy = load_policy(params.policy.path, params.policy)

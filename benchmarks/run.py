@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.completions import sample_completions, take_rows
 from benchmarks.growth import Point, Sizes, list_settings, measure_reward_growth, measure_step_growth
 from benchmarks.memory import Way, measure_memory
-from benchmarks.reward import RewardFigures, measure_reward
-from benchmarks.setting import draw_world, load_setting, run_stages
+from benchmarks.rewards.completions import sample_completions, take_rows
+from benchmarks.rewards.reward import RewardFigures, measure_reward
+from benchmarks.rewards.setting import draw_world, load_setting, run_stages
 from benchmarks.train_step import TrainFigures, measure_train_step
 from pipeline.config import Params
-from pipeline.learn.policy import load_policy
+from pipeline.policy.policy import load_policy
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger("pipeline.bench")

@@ -24,9 +24,9 @@ from typing import Any, Final
 from PIL import Image
 
 from pipeline.config import Params
-from pipeline.sources.evqa import COLUMNS
+from pipeline.runs.tracking import null_run
+from pipeline.sources.formats.evqa import COLUMNS
 from pipeline.stages import prepare
-from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
 
 MAX_RESIDENT_GB: Final = 1.5

@@ -23,15 +23,15 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOTrainer
 
-from benchmarks.setting import Setting
+from benchmarks.rewards.setting import Setting
 from benchmarks.timing import Cost, Spread, compute_ratios, compute_spread, do_in_turn
 from pipeline.config import TrainParams
-from pipeline.learn import grpo
-from pipeline.learn.policy import Policy, load_policy
-from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.seeding import seed_everything
-from pipeline.learn.training_log import TrainingLog
-from pipeline.learn.training_rows import AttachImages
+from pipeline.policy.policy import Policy, load_policy
+from pipeline.reranking.scorer import FrozenScorer
+from pipeline.training import grpo
+from pipeline.training.seeding import seed_everything
+from pipeline.training.training_log import TrainingLog
+from pipeline.training.training_rows import AttachImages
 
 # trl 1.16 asks transformers 5.23 by its old name, before every generation.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -20,16 +20,16 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.environment import find_root
-from flows.pools import run_on_pool
-from flows.steps import CACHED, StageContext, StepStop, check_step, describe_stop
+from flows.execution.pools import run_on_pool
+from flows.execution.steps import CACHED, StageContext, StepStop, check_step, describe_stop
 from flows.tasks import can_retry, report_end, repro
 from pipeline.ablation.arms import ARMS, find_arm
 from pipeline.ablation.page import write_summary
 from pipeline.ablation.summary import summarise
 from pipeline.config import Params, load_params_for_dvc
 from pipeline.errors import RegionR1Error
-from pipeline.run_lock import RunLock, hold_run_lock
-from pipeline.tracking import parent_run
+from pipeline.runs.run_lock import RunLock, hold_run_lock
+from pipeline.runs.tracking import parent_run
 from pipeline.workspace import Workspace
 
 ARTIFACT_KEY = "region-r1-ablation"

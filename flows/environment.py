@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.environment import TELEMETRY_OFF
+from pipeline.process.environment import TELEMETRY_OFF
 
 ROOT_VARIABLE = "REGION_R1_ROOT"
 PARENT_RUN_VARIABLE = "REGION_R1_PARENT_RUN_ID"

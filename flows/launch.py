@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.environment import ROOT_VARIABLE, child_environment, find_root
-from flows.supervise import end_supervised, supervised_command
+from flows.execution.supervise import end_supervised, supervised_command
 
 STDERR_FD = 2
 FLOW_GRACE_S = 25.0  # longer than a stage's, so that the flow can report how it ended
@@ -55,7 +55,7 @@ def _launch(module: str, arguments: Sequence[str], root: Path, stdout: int | Non
         end_supervised(process, grace_s=FLOW_GRACE_S)
         return 130
     if code not in _CODES:  # it was ended, and may not have closed its MLflow run
-        from pipeline.tracking import close_dead_runs
+        from pipeline.runs.tracking import close_dead_runs
 
         sys.stderr.write(f"error: the flow ended with code {code}\n")
         close_dead_runs(root)

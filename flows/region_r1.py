@@ -15,14 +15,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.environment import find_root
+from flows.execution.steps import CACHED, StageContext, StepStop, check_step, describe_stop
 from flows.launch import main
-from flows.steps import CACHED, StageContext, StepStop, check_step, describe_stop
 from flows.summary import publish_summary
 from flows.tasks import STAGE_TASKS, data_task, report_end, repro
 from pipeline.config import load_params_for_dvc
 from pipeline.errors import RegionR1Error
-from pipeline.run_lock import RunLock, hold_run_lock
-from pipeline.tracking import parent_run
+from pipeline.runs.run_lock import RunLock, hold_run_lock
+from pipeline.runs.tracking import parent_run
 
 __all__ = ["main", "region_r1", "region_r1_stage"]
 

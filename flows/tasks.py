@@ -20,8 +20,8 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from flows.pools import run_on_pool
-from flows.steps import BUSY, KILLED, UNAVAILABLE, USER_ERROR, StageContext, run_step
+from flows.execution.pools import run_on_pool
+from flows.execution.steps import BUSY, KILLED, UNAVAILABLE, USER_ERROR, StageContext, run_step
 from pipeline.stages import STAGES
 
 GPU_STAGES = frozenset({"warmup", "train"})
@@ -46,8 +46,8 @@ def can_retry(of_task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
     cache_policy=NO_CACHE, persist_result=False,
 )  # fmt: skip
 def data_task(context: StageContext) -> State[Any]:
-    """Make data/ what data.dvc names (see flows.data)."""
-    return run_step("data", ["flows.data"], context)
+    """Make data/ what data.dvc names (see flows.execution.data)."""
+    return run_step("data", ["flows.execution.data"], context)
 
 
 def _build_stage_task(stage: str) -> Task[[StageContext], State[Any]]:
@@ -73,7 +73,7 @@ def repro(stage: str, context: StageContext) -> State[Any]:
         stage: what DVC calls it: its name, or `folder/dvc.yaml:name` for one of another file.
         context: where and how long.
     """
-    return run_step(stage, ["flows.repro", stage], context)
+    return run_step(stage, ["flows.execution.repro", stage], context)
 
 
 def report_end(state: State[Any]) -> int:

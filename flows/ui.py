@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.environment import child_environment, find_root
-from flows.supervise import end_supervised, supervised_command
+from flows.execution.supervise import end_supervised, supervised_command
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 180.0
@@ -73,7 +73,7 @@ def serve_uis(
 
 @contextlib.contextmanager
 def _serve_mlflow(root: Path, url: str) -> Iterator[subprocess.Popen[str]]:
-    from pipeline.tracking import open_store
+    from pipeline.runs.tracking import open_store
 
     open_store(root)  # makes the store where it is new
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlruns/mlflow.db"]

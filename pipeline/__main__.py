@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.interpreter import ensure_packages
+from pipeline.process.interpreter import ensure_packages
 
 ensure_packages("pipeline")  # before the first import of a package
 
 from pipeline.config import load_params  # noqa: E402
-from pipeline.environment import limit_threads, run_to_exit_code  # noqa: E402
 from pipeline.errors import ConfigError  # noqa: E402
-from pipeline.metrics_files import restore_metrics  # noqa: E402
+from pipeline.process.environment import limit_threads, run_to_exit_code  # noqa: E402
+from pipeline.runs.metrics_files import restore_metrics  # noqa: E402
 from pipeline.stages import STAGES  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 
@@ -50,8 +50,8 @@ def run_stage(stage: str, params_path: Path, root: Path) -> dict[str, float]:
     params = load_params(params_path)
     limit_threads(params.threads)
     workspace = Workspace.at(root)
-    from pipeline.store import sweep, write_json
-    from pipeline.tracking import stage_run
+    from pipeline.files.store import sweep, write_json
+    from pipeline.runs.tracking import stage_run
 
     sweep(workspace.artifacts_dir)  # what a killed run left half-written
     started = time.monotonic()

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from pipeline.config import Params, SourceName, load_params, load_params_for_dvc, take_source
 from pipeline.disk_faults import explain
-from pipeline.environment import limit_threads, prepare_process
 from pipeline.errors import ConfigError, StageError
+from pipeline.process.environment import limit_threads, prepare_process
 from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
@@ -154,8 +154,8 @@ def check_data_files(
     params_path: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Say what prepare would make of these data with these parameters; exit code 2 where it would refuse them."""
+    from pipeline.files.store import write_text
     from pipeline.sources.check import check_data
-    from pipeline.store import write_text
 
     params = load_params(params_path).data
     findings, needed, refusal = check_data(params if source is None else take_source(params, source), path)
@@ -169,7 +169,7 @@ def check_data_files(
 @params_commands.command("use")
 def use_params(name: Annotated[str, typer.Argument(help="profile: a file in params/, without its ending")]) -> None:
     """Make a shipped profile this checkout's params.yaml; changes to it that are in no commit are not overwritten."""
-    from pipeline.profiles import use_profile
+    from pipeline.runs.profiles import use_profile
 
     typer.echo(f"wrote {use_profile(Path.cwd(), name)} from profile {name}")
 
@@ -186,8 +186,8 @@ def merge_policy(
     policy_dir = Workspace.at(Path.cwd()).policy_dir
     if not policy_dir.is_dir():
         raise StageError(f"{policy_dir} is missing; run train first")
-    from pipeline.learn.policy import load_policy
-    from pipeline.store import replace_dir
+    from pipeline.files.store import replace_dir
+    from pipeline.policy.policy import load_policy
 
     with replace_dir(out) as folder:
         load_policy(policy_dir, params.policy).save_merged(folder)
@@ -226,7 +226,7 @@ def build_models(
     seed: Annotated[int, typer.Option(help="seed of weights and samples; 0 made those that ship")] = 0,
 ) -> None:
     """Train the tiny base models from scratch; takes about an hour on two cores."""
-    from pipeline.demo.build_models import build_models as build
+    from demo.recipes.build_models import build_models as build
 
     build(out, seed, lambda line: typer.echo(line, err=True))
 
@@ -240,8 +240,8 @@ def make_groceries(
     """Make a data set of real shop photos and mosaics of them, asked about 81 products."""
     if out.exists():
         raise ConfigError(f"{out}: exists already; move it away, or name another folder with --out")
-    from pipeline.demo.groceries.catalogue import read_catalogue
-    from pipeline.demo.groceries.dataset import write_dataset
+    from demo.groceries.catalogue import read_catalogue
+    from demo.groceries.dataset import write_dataset
 
     write_dataset(read_catalogue(path, seed), seed, out)
     typer.echo(f"wrote {out}", err=True)
@@ -254,8 +254,8 @@ def build_grocery_models(
     seed: GrocerySeed = 0,
 ) -> None:
     """Teach the demo's tiny models the groceries; takes about an hour on two cores."""
-    from pipeline.demo.groceries.build_models import build_grocery_models as build
-    from pipeline.demo.groceries.catalogue import read_catalogue
+    from demo.groceries.build_models import build_grocery_models as build
+    from demo.groceries.catalogue import read_catalogue
 
     build(read_catalogue(path, seed), out, seed, lambda line: typer.echo(line, err=True))
 
@@ -272,8 +272,8 @@ def evaluate_world(
     workspace = _world_workspace(Path.cwd(), seed)
     # No val queries: what val chose in the main run is taken over, nothing is chosen by another world.
     _draw_world(params, seed, workspace.data_dir, num_train=WORLD_NUM_TRAIN, num_val=0)
+    from pipeline.runs.tracking import null_run
     from pipeline.stages import STAGES
-    from pipeline.tracking import null_run
 
     for stage in ("prepare", "index", "retrieve", "evaluate"):
         STAGES[stage](params, workspace, null_run())
@@ -321,8 +321,8 @@ def _world_workspace(root: Path, seed: int) -> Workspace:
 
 
 def _draw_world(params: Params, seed: int, data_dir: Path, *, num_train: int, num_val: int) -> None:
-    from pipeline.demo.materialise import materialise
-    from pipeline.demo.world import build_world
+    from demo.drawing.materialise import materialise
+    from demo.drawing.world import build_world
 
     world = build_world(
         seed,
@@ -364,8 +364,8 @@ def _format_findings(findings: Mapping[str, Any]) -> str:
 
 def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None = None) -> None:
     """Print an evaluation; that of a checkout, `of_lock`, beside what its committed dvc.lock says of the outputs."""
-    from pipeline.reproduction import Reproduction, check_reproduction
-    from pipeline.store import read_json
+    from pipeline.files.store import read_json
+    from pipeline.runs.reproduction import Reproduction, check_reproduction
 
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
     reproduction = Reproduction(None, ()) if of_lock is None else check_reproduction(of_lock)
@@ -394,7 +394,7 @@ def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None 
 
 
 def _print_ablations(workspace: Workspace, *, as_json: bool) -> None:
-    from pipeline.store import read_json
+    from pipeline.files.store import read_json
 
     summary = read_json(workspace.ablation_dir / "summary.json", stage="`region-r1 ablate`")
     if as_json:

@@ -147,7 +147,7 @@ class StatedSize(_Section):
 class ScorerParams(_Section):
     """The frozen encoder that retrieves and re-ranks."""
 
-    path: ModelPath = "pipeline/demo/models/tiny-clip"
+    path: ModelPath = "demo/models/tiny-clip"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="of the weights; auto: float32 on a CPU, as saved on a GPU"
@@ -186,7 +186,7 @@ class LoraParams(_Section):
 class PolicyParams(_Section):
     """The vision-language model that decides."""
 
-    path: ModelPath = "pipeline/demo/models/tiny-llava"
+    path: ModelPath = "demo/models/tiny-llava"
     prompt: Literal["question", "instruct"] = Field(
         default="question", description="question alone (tiny models) or the paper-style instruction"
     )
@@ -316,7 +316,7 @@ class EvaluateParams(_Section):
     )
     num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
     transfer_scorer: ModelPath = Field(
-        default="pipeline/demo/models/tiny-siglip",
+        default="demo/models/tiny-siglip",
         description="folder of a second frozen scorer that re-ranks the same pools; scorer.path again for none",
     )
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PolicyParams, WarmupParams
-from pipeline.learn.policy import load_policy
-from pipeline.learn.seeding import seed_everything
-from pipeline.learn.sft import SftExample, train_sft
+from pipeline.policy.policy import load_policy
+from pipeline.training.seeding import seed_everything
+from pipeline.training.sft import SftExample, train_sft
 from pipeline.types import Box, RegionLabel
 from tests.tiny_models import PlantedScorer, build_outcome, build_tiny_clip, build_tiny_llava
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from benchmarks.script import Script
-from pipeline.learn.policy import Policy
+from benchmarks.gpu.script import Script
+from pipeline.policy.policy import Policy
 
 FILLER = "x"
 """What is said, again and again, behind the end of a script."""

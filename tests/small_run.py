@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import yaml
 
+from demo.drawing.materialise import materialise
+from demo.drawing.world import build_world
 from pipeline.config import Params
-from pipeline.demo.materialise import materialise
-from pipeline.demo.world import build_world
 
 NUM_TEST: Final = 12
 _SECTIONS: Final[dict[str, dict[str, Any]]] = {

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from demo.recipes import tiny_llava
 from pipeline.config import Params
-from pipeline.demo import tiny_llava
-from pipeline.learn.encoder import F32, normalise
-from pipeline.learn.scorer import ScoredView, View
-from pipeline.store import save_documents, save_qrels, save_queries
+from pipeline.files.store import save_documents, save_qrels, save_queries
+from pipeline.reranking.scorer import ScoredView, View
+from pipeline.retrieval.encoder import F32, normalise
 from pipeline.types import Box, Document, Outcome, Pool, Qrel, Query, Split
 from pipeline.workspace import Workspace
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.interpreter import ensure_packages
+from pipeline.process.interpreter import ensure_packages
 
 ensure_packages("pipeline.ablation")  # before the first import of a package
 
 from pipeline.ablation.arms import ARMS, apply_arm, find_arm  # noqa: E402
 from pipeline.config import load_params  # noqa: E402
-from pipeline.environment import limit_threads, run_to_exit_code  # noqa: E402
+from pipeline.process.environment import limit_threads, run_to_exit_code  # noqa: E402
 from pipeline.workspace import Workspace  # noqa: E402
 
 logger = logging.getLogger("pipeline")
@@ -44,7 +44,7 @@ def run_named_arm(name: str, params_path: Path, root: Path) -> None:
     limit_threads(params.threads)
     own = apply_arm(arm, params, params.seed)
     from pipeline.ablation.run import run_arm
-    from pipeline.tracking import stage_run
+    from pipeline.runs.tracking import stage_run
 
     started = time.monotonic()
     logger.info("ablate %s: %d seeds of %d steps", name, len(params.ablation.seeds), params.ablation.max_steps)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.ablation.basis import name_method
 from pipeline.evaluation.figures import ResultTable
-from pipeline.store import load_curves, load_results
+from pipeline.files.store import load_curves, load_results
 from pipeline.types import CurvePoint, Pool
 from pipeline.workspace import Workspace
 

@@ -8,8 +8,8 @@ import json
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.query_set import hash_pools, load_query_set
-from pipeline.learn.model_folder import compute_model_digest
-from pipeline.store import read_json
+from pipeline.files.store import read_json
+from pipeline.models.model_folder import compute_model_digest
 from pipeline.workspace import Workspace
 
 METRICS = ("cond_recall_at_1", "mrr", "recall_at_1", "rc_rate", "harm_rate", "malformed_rate")

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from pipeline.errors import StageError
-from pipeline.learn.policy import Policy
-from pipeline.learn.scorer import FrozenScorer
+from pipeline.policy.policy import Policy
+from pipeline.reranking.scorer import FrozenScorer
 
 logger = logging.getLogger(__name__)
 

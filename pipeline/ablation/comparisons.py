@@ -17,8 +17,8 @@ import numpy.typing as npt
 from pipeline.ablation.arm_result import F64, ArmResult
 from pipeline.ablation.arms import COLLAPSED, TABLES
 from pipeline.config import EvaluateParams
-from pipeline.core.significance import Interval
-from pipeline.core.significance_seeds import adjust_holm, bootstrap_seeds, bootstrap_seeds_difference
+from pipeline.core.statistics.significance import Interval
+from pipeline.core.statistics.significance_seeds import adjust_holm, bootstrap_seeds, bootstrap_seeds_difference
 
 Tree = dict[str, Any]
 Comparison = tuple[str, str, str]

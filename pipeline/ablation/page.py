@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from pipeline.store import replace_file, write_json, write_text
+from pipeline.files.store import replace_file, write_json, write_text
 from pipeline.workspace import Workspace
 
 COLUMNS = (("cond_recall_at_1", "CondR@1"), ("mrr", "MRR"), ("rc_rate", "cropped"), ("harm_rate", "harm"))

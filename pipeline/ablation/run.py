@@ -25,12 +25,7 @@ from pipeline.evaluation.figures import ResultTable
 from pipeline.evaluation.methods import ask_policy, choose_full
 from pipeline.evaluation.query_set import load_query_set
 from pipeline.evaluation.rows import score_choices
-from pipeline.learn.grpo import train_rgrpo
-from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
-from pipeline.learn.policy import load_policy
-from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.seeding import seed_everything
-from pipeline.store import (
+from pipeline.files.store import (
     load_curves,
     load_results,
     read_json,
@@ -40,7 +35,12 @@ from pipeline.store import (
     write_json,
     writing,
 )
-from pipeline.tracking import StageRun, null_run
+from pipeline.models.model_folder import compute_model_digest, resolve_model_path
+from pipeline.policy.policy import load_policy
+from pipeline.reranking.scorer import FrozenScorer
+from pipeline.runs.tracking import StageRun, null_run
+from pipeline.training.grpo import train_rgrpo
+from pipeline.training.seeding import seed_everything
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
 

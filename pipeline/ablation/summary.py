@@ -18,7 +18,7 @@ from pipeline.ablation.comparisons import FULL_IMAGE, RECOVERY_METRIC, Compariso
 from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.query_set import load_query_set, number_pictures
-from pipeline.store import read_json
+from pipeline.files.store import read_json
 from pipeline.workspace import Workspace
 
 NO_DIFFERENCE = "no difference measured"

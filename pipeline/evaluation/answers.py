@@ -11,7 +11,7 @@ from typing import Literal
 from pipeline.config import Params
 from pipeline.core.seeds import derive_seed
 from pipeline.evaluation import methods as m
-from pipeline.evaluation.selection import Samples, list_cropped
+from pipeline.evaluation.probes.selection import Samples, list_cropped
 from pipeline.types import Query
 from pipeline.workspace import Workspace
 
@@ -58,7 +58,7 @@ def ask_policies(params: Params, workspace: Workspace, val: m.QuerySet, test: m.
         ModelError: one cannot be loaded.
         DataError: a picture cannot be read.
     """
-    from pipeline.learn.vllm_engine import load_asked_policy
+    from pipeline.policy.vllm_engine import load_asked_policy
 
     said: dict[str, dict[str, list[m.Choice]]] = {"val": {}, "test": {}}
 

@@ -11,10 +11,10 @@ from pipeline.config import Params
 from pipeline.errors import write_on_one_line
 from pipeline.evaluation.figures import EvalReport
 from pipeline.evaluation.methods import QuerySet
-from pipeline.images import crop_view, load_upright
+from pipeline.files.images import crop_view, load_upright
+from pipeline.files.store import load_curves, load_documents, load_rollouts, replace_dir, write_text
 from pipeline.report.gallery import build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
-from pipeline.store import load_curves, load_documents, load_rollouts, replace_dir, write_text
 from pipeline.types import Box, CurvePoint, Query, QueryResult
 from pipeline.workspace import Workspace
 

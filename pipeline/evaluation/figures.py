@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import EvaluateParams
-from pipeline.core.significance import (
+from pipeline.core.statistics.significance import (
     Interval,
     bootstrap_harmonic_mean,
     bootstrap_ratio,

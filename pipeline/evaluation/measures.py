@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pipeline.core.significance import Interval
+from pipeline.core.statistics.significance import Interval
 from pipeline.evaluation.figures import METRICS, Bootstrap, Difference, ResultTable
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer, choose_full
 from pipeline.evaluation.rows import score_choices

@@ -30,8 +30,8 @@ from PIL import Image
 
 from pipeline.config import Params, SearchParams
 from pipeline.core.seeds import derive_seed
-from pipeline.images import load_upright
-from pipeline.progress import track
+from pipeline.files.images import load_upright
+from pipeline.process.progress import track
 from pipeline.types import Box, Crop, Decision, KeepFull, Outcome, Pool, Query
 
 METHODS = (

@@ -15,7 +15,7 @@ from typing import Final
 from pipeline.config import SearchParams
 from pipeline.core.region_search import build_grid, refine_boxes
 from pipeline.evaluation.methods import Choice, Scorer, View
-from pipeline.progress import track
+from pipeline.process.progress import track
 from pipeline.types import Box, Crop, KeepFull, Pool
 
 # Many queries and few boxes a round: full batches for the encoder, and few crops asked beyond the first place.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import QuerySet
-from pipeline.store import load_pools, load_queries
+from pipeline.files.store import load_pools, load_queries
 from pipeline.types import Pool, Query, Split
 from pipeline.workspace import Workspace
 

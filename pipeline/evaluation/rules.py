@@ -21,8 +21,8 @@ from typing import Final, Literal
 
 from pipeline.core.region_search import Reshaping
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
+from pipeline.evaluation.probes.selection import compute_gap
 from pipeline.evaluation.rows import FusedView, Ranked, box_of
-from pipeline.evaluation.selection import compute_gap
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 
 MARGINS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.core.significance import Interval
+from pipeline.core.statistics.significance import Interval
 from pipeline.errors import StageError
 from pipeline.evaluation.figures import PAIRS, Bootstrap, ResultTable, compare_pair
 from pipeline.evaluation.measures import measure_method
 from pipeline.evaluation.methods import METHODS, Choice, QuerySet, Scorer, choose_full
 from pipeline.evaluation.rows import build_rows, score_choices
 from pipeline.evaluation.rules import RULES, ChosenSetting, Rule, Setting, Source, choose_setting, rank_by_rule
-from pipeline.store import read_json
+from pipeline.files.store import read_json
 from pipeline.types import QueryResult
 
 # Untrained methods, any of which the trained policy must beat. Of equals the least harmful is named, then the first: a

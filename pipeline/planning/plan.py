@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from pipeline.config import Params
 from pipeline.errors import write_on_one_line
+from pipeline.files.store import read_json
 from pipeline.planning import sizes
 from pipeline.planning.sizes import GB, Memory, ModelSize
-from pipeline.run_lock import Holder, find_holder
+from pipeline.runs.run_lock import Holder, find_holder
 from pipeline.stages import STAGE_NAMES
-from pipeline.store import read_json
 from pipeline.workspace import Workspace
 
 _NO_WEIGHTS: Final = Memory(weights=0.0, gradients=0.0, optimiser=0.0, activations=0.0)

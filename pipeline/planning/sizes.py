@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from pipeline.config import PolicyParams, ScorerParams, StatedSize
 from pipeline.errors import ModelError
-from pipeline.learn.model_folder import resolve_model_path
-from pipeline.store import read_json
+from pipeline.files.store import read_json
+from pipeline.models.model_folder import resolve_model_path
 
 GB: Final = 1e9
 _ACTIVATION_BYTES: Final = 34

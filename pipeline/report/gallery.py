@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from PIL import Image
 
-from pipeline.images import load_upright
+from pipeline.files.images import load_upright
 from pipeline.types import Box, Document, Pool, Query, QueryResult
 
 Kind = Literal["win", "loss", "kept"]

@@ -57,7 +57,7 @@ class ReportInputs:
 def render_page(inputs: ReportInputs) -> str:
     """Return the page."""
     environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
+        loader=PackageLoader("pipeline.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

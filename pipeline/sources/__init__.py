@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import DataParams
-from pipeline.sources.pictures import ImageCensus
+from pipeline.sources.formats.pictures import ImageCensus
 from pipeline.types import Reject, Split
 
 if TYPE_CHECKING:
-    from pipeline.sources.layout import SourceFiles
+    from pipeline.sources.formats.layout import SourceFiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +73,10 @@ def open_source(params: DataParams, path: Path) -> Source:
     Raises:
         DataError: a file that the source needs is missing.
     """
-    from pipeline.sources.evqa import EchosightSource, EvqaSource
-    from pipeline.sources.infoseek import InfoseekSource
-    from pipeline.sources.jsonl import JsonlSource
-    from pipeline.sources.layout import find_files, take_annotation_file
+    from pipeline.sources.formats.evqa import EchosightSource, EvqaSource
+    from pipeline.sources.formats.infoseek import InfoseekSource
+    from pipeline.sources.formats.jsonl import JsonlSource
+    from pipeline.sources.formats.layout import find_files, take_annotation_file
 
     alone = path.is_file()
     if params.source == "jsonl":

@@ -10,9 +10,9 @@ from typing import Any, Final
 from pipeline.config import DataParams
 from pipeline.errors import DataError, write_on_one_line
 from pipeline.sources import QueryCandidate, Source, open_source
-from pipeline.sources.judgement import judge, judge_alone
-from pipeline.sources.pictures import ImageCensus
-from pipeline.sources.verdict import Judgement, refuse_unusable
+from pipeline.sources.formats.pictures import ImageCensus
+from pipeline.sources.judging.judgement import judge, judge_alone
+from pipeline.sources.judging.verdict import Judgement, refuse_unusable
 
 MAX_REJECTS_SHOWN: Final = 50
 

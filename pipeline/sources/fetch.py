@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import DataError
-from pipeline.sources.streams import open_packed
-from pipeline.store import read_json, write_json, writing
+from pipeline.files.store import read_json, write_json, writing
+from pipeline.sources.formats.streams import open_packed
 
 CHUNK_BYTES: Final = 1 << 20
 TIMEOUT_S: Final = 60.0

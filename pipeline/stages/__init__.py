@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 
 from pipeline.config import Params
-from pipeline.tracking import StageRun
+from pipeline.runs.tracking import StageRun
 from pipeline.workspace import Workspace
 
 StageFunction = Callable[[Params, Workspace, StageRun], dict[str, float]]

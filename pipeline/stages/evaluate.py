@@ -11,19 +11,19 @@ from typing import Any
 from pipeline.config import Params
 from pipeline.evaluation import methods as m
 from pipeline.evaluation.answers import ask_policies
-from pipeline.evaluation.behaviour import SecondScorer, describe_behaviour
 from pipeline.evaluation.decoration import decorate
 from pipeline.evaluation.figures import BEST_PAIR, Bootstrap, EvalReport, ResultTable, compute_report
 from pipeline.evaluation.oracle import search_oracle
+from pipeline.evaluation.probes.behaviour import SecondScorer, describe_behaviour
+from pipeline.evaluation.probes.transfer import load_transfer_scorer
 from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
-from pipeline.learn.families import check_pictures, load_frames
-from pipeline.learn.model_folder import check_base, compute_model_digest
-from pipeline.learn.scorer import FrozenScorer
-from pipeline.learn.transfer import load_transfer_scorer
-from pipeline.store import load_qrels, replace_dir, save_results, write_json
-from pipeline.tracking import StageRun
+from pipeline.files.store import load_qrels, replace_dir, save_results, write_json
+from pipeline.models.model_folder import check_base, compute_model_digest
+from pipeline.policy.families import check_pictures, load_frames
+from pipeline.reranking.scorer import FrozenScorer
+from pipeline.runs.tracking import StageRun
 from pipeline.types import Query, QueryResult
 from pipeline.workspace import Workspace, read_data_md5
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pipeline.config import Params
-from pipeline.learn.encoder import load_encoder
-from pipeline.learn.imported_pictures import load_imported_pictures
-from pipeline.learn.index import PictureFolder, build_index, hash_file
-from pipeline.progress import track
-from pipeline.store import load_documents, load_ids, writing
-from pipeline.tracking import StageRun
+from pipeline.files.store import load_documents, load_ids, writing
+from pipeline.process.progress import track
+from pipeline.retrieval.encoder import load_encoder
+from pipeline.retrieval.imported_pictures import load_imported_pictures
+from pipeline.retrieval.index import PictureFolder, build_index, hash_file
+from pipeline.runs.tracking import StageRun
 from pipeline.workspace import Workspace
 
 

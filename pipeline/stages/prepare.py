@@ -10,13 +10,8 @@ from collections import Counter
 from functools import partial
 
 from pipeline.config import Params
-from pipeline.images import ImageError
-from pipeline.sources import QueryCandidate, open_source
-from pipeline.sources.inspection import ImageReport
-from pipeline.sources.judgement import judge
-from pipeline.sources.validation import validate_tables
-from pipeline.sources.verdict import Judgement, refuse_unusable
-from pipeline.store import (
+from pipeline.files.images import ImageError
+from pipeline.files.store import (
     replace_dir,
     save_documents,
     save_ids,
@@ -26,7 +21,12 @@ from pipeline.store import (
     write_json,
     write_text,
 )
-from pipeline.tracking import StageRun
+from pipeline.runs.tracking import StageRun
+from pipeline.sources import QueryCandidate, open_source
+from pipeline.sources.judging.inspection import ImageReport
+from pipeline.sources.judging.judgement import judge
+from pipeline.sources.judging.validation import validate_tables
+from pipeline.sources.judging.verdict import Judgement, refuse_unusable
 from pipeline.types import SPLITS, Box, Qrel, Query
 from pipeline.workspace import Workspace
 

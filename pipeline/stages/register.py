@@ -1,9 +1,9 @@
 """Stage register: the policy with all it needs becomes a model version; a gate picks the champion.
 
 What was registered last is always `challenger`. It becomes `champion` when it beats the present champion on the same
-val pools (`pipeline.gate`); without a champion the full image is what it must beat. How it stands to the best rule that
-nobody trained is said beside that. Test figures are reported and decide nothing. A version is named by its content:
-what is registered already keeps its number.
+val pools (`pipeline.registry.gate`); without a champion the full image is what it must beat. How it stands to the best
+rule that nobody trained is said beside that. Test figures are reported and decide nothing. A version is named by its
+content: what is registered already keeps its number.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import QuerySet
 from pipeline.evaluation.query_set import hash_pools, load_query_set
-from pipeline.gate import GATE_METRIC, METHOD, Candidate, Gate, confirm, judge
-from pipeline.learn.adapters import has_adapter
-from pipeline.learn.model_folder import compute_model_digest, resolve_model_path
-from pipeline.learn.policy import load_policy
-from pipeline.store import load_results, read_json, write_json, writing
-from pipeline.tracking import StageRun, read_commit
+from pipeline.files.store import load_results, read_json, write_json, writing
+from pipeline.models.model_folder import compute_model_digest, resolve_model_path
+from pipeline.policy.adapters import has_adapter
+from pipeline.policy.policy import load_policy
+from pipeline.registry.gate import GATE_METRIC, METHOD, Candidate, Gate, confirm, judge
+from pipeline.runs.tracking import StageRun, read_commit
 from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
 
@@ -200,7 +200,7 @@ def _log_model(params: Params, workspace: Workspace) -> ModelInfo:
         warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
         info: ModelInfo = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(_PACKAGE_DIR / "serving.py"),
+            python_model=str(_PACKAGE_DIR / "registry" / "serving.py"),
             artifacts={name: str(path) for name, path in artifacts.items()},
             code_paths=[str(_PACKAGE_DIR)],
             pip_requirements=_list_requirements(),

@@ -16,10 +16,7 @@ from pipeline.config import Params
 from pipeline.core.metrics import compute_hit_at
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
-from pipeline.learn.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
-from pipeline.learn.index import DocumentIndex, PictureFolder, load_index, score_candidates
-from pipeline.progress import track
-from pipeline.store import (
+from pipeline.files.store import (
     create_vectors,
     load_qrels,
     load_queries,
@@ -29,7 +26,10 @@ from pipeline.store import (
     save_pools,
     write_json,
 )
-from pipeline.tracking import StageRun
+from pipeline.process.progress import track
+from pipeline.retrieval.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
+from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index, score_candidates
+from pipeline.runs.tracking import StageRun
 from pipeline.types import Outcome, Pool, Qrel, Query, Split
 from pipeline.workspace import Workspace
 

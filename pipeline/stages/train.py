@@ -13,19 +13,19 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.errors import StageError
-from pipeline.learn.families import check_pictures, load_frames
-from pipeline.learn.grpo import train_rgrpo
-from pipeline.learn.model_folder import check_base, compute_model_digest, note_base
-from pipeline.learn.policy import load_policy
-from pipeline.learn.scorer import FrozenScorer, load_asked
-from pipeline.learn.seeding import seed_everything
-from pipeline.store import replace_dir, save_curves, save_rollouts, writing
-from pipeline.tracking import StageRun
+from pipeline.files.store import replace_dir, save_curves, save_rollouts, writing
+from pipeline.models.model_folder import check_base, compute_model_digest, note_base
+from pipeline.policy.families import check_pictures, load_frames
+from pipeline.policy.policy import load_policy
+from pipeline.reranking.scorer import FrozenScorer, load_asked
+from pipeline.runs.tracking import StageRun
+from pipeline.training.grpo import train_rgrpo
+from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
 
 _SECTIONS: Final = {"seed", "threads", "scorer", "policy", "reward", "train"}
-_CODE: Final = ("core", "learn")
+_CODE: Final = ("core", "models", "retrieval", "reranking", "policy", "training")
 _PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
 
 
@@ -89,7 +89,7 @@ def _name_run(params: Params, workspace: Workspace) -> str:
     digest = hashlib.sha256(json.dumps(params.model_dump(mode="json", include=_SECTIONS), sort_keys=True).encode())
     digest.update(compute_model_digest(workspace.sft_dir).encode())
     inputs = sorted(entry for entry in workspace.pools_dir.iterdir() if entry.is_file())
-    code = sorted(file for package in _CODE for file in (_PACKAGE_DIR / package).glob("*.py"))
+    code = sorted(file for package in _CODE for file in (_PACKAGE_DIR / package).rglob("*.py"))
     for file in (*inputs, *code):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -14,16 +14,16 @@ import numpy as np
 
 from pipeline.config import Params
 from pipeline.errors import StageError
-from pipeline.learn.families import check_pictures, load_frames
-from pipeline.learn.labelling import label_neighbourhoods, search_labels
-from pipeline.learn.model_folder import note_base
-from pipeline.learn.policy import Policy, load_policy
-from pipeline.learn.scorer import FrozenScorer, load_asked
-from pipeline.learn.seeding import seed_everything
-from pipeline.learn.sft import SftExample, train_sft
-from pipeline.progress import track
-from pipeline.store import replace_dir, save_curves, save_labels, writing
-from pipeline.tracking import StageRun
+from pipeline.files.store import replace_dir, save_curves, save_labels, writing
+from pipeline.models.model_folder import note_base
+from pipeline.policy.families import check_pictures, load_frames
+from pipeline.policy.policy import Policy, load_policy
+from pipeline.process.progress import track
+from pipeline.reranking.scorer import FrozenScorer, load_asked
+from pipeline.runs.tracking import StageRun
+from pipeline.training.labelling import label_neighbourhoods, search_labels
+from pipeline.training.seeding import seed_everything
+from pipeline.training.sft import SftExample, train_sft
 from pipeline.types import Malformed, RegionLabel
 from pipeline.workspace import Workspace
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import store
 from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
+from pipeline.files import store
+from pipeline.runs.tracking import null_run
 from pipeline.stages import prepare
-from pipeline.tracking import null_run
 from pipeline.types import Reject
 from pipeline.workspace import Workspace
 
@@ -162,7 +162,7 @@ BAD_LINES: dict[str, tuple[str, bytes]] = {
 DOCUMENT_REASONS = {"duplicate_id", "empty_document"}
 # tests/unit/test_sources_*.py have these.
 PUBLISHED_REASONS = {"two_hop", "repeated_entity"}
-# tests/unit/test_lookalikes.py has these: the pictures here are plain.
+# tests/unit/sources/test_lookalikes.py has these: the pictures here are plain.
 LOOKED_AT_REASONS = {"split_lookalike"}
 
 

@@ -23,9 +23,9 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline import __main__ as entry
-from pipeline.learn.model_folder import compute_model_digest, note_base
-from pipeline.learn.policy import load_policy
-from pipeline.tracking import StageRun, null_run
+from pipeline.models.model_folder import compute_model_digest, note_base
+from pipeline.policy.policy import load_policy
+from pipeline.runs.tracking import StageRun, null_run
 from tests.small_run import write_small_run
 from tests.tiny_families import build_tiny_policy
 from tests.tiny_models import build_tiny_clip, build_tiny_llava
@@ -48,7 +48,7 @@ class Checkout:
 
     def run(self, stage: str) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.tracking.stage_run", untracked)
+            patch.setattr("pipeline.runs.tracking.stage_run", untracked)
             patch.chdir(self.root)
             return entry.main([stage])
 
@@ -85,7 +85,7 @@ class Checkout:
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_clip_dir: Path, tiny_llava_dir: Path) -> Checkout:
     """A checkout after prepare, index and retrieve."""
-    disable_progress_bar()  # a process of ours starts without, see pipeline/environment.py
+    disable_progress_bar()  # a process of ours starts without, see pipeline/process/environment.py
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny_clip_dir, models / "clip")
     shutil.copytree(tiny_llava_dir, models / "llava")

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from pipeline import __main__ as entry
 from pipeline import cli
-from pipeline.sources import streams
-from pipeline.tracking import StageRun, null_run
-from tests.unit.published_files import GREY_HERON, LUJAN, find_real_rows, write_evqa, write_infoseek
+from pipeline.runs.tracking import StageRun, null_run
+from pipeline.sources.formats import streams
+from tests.fakes.published_files import GREY_HERON, LUJAN, find_real_rows, write_evqa, write_infoseek
 
 Change = Callable[[bytes], bytes]
 
@@ -199,7 +199,7 @@ class Checkout:
 
     def prepare(self) -> tuple[int, list[str]]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipeline.tracking.stage_run", untracked)
+            patch.setattr("pipeline.runs.tracking.stage_run", untracked)
             patch.chdir(self.root)
             self.capture.readouterr()
             code = entry.main(["prepare"])

@@ -15,18 +15,18 @@ from tests.import_closure import CHECKOUT, find_closure, has_code, list_sections
 # What a stage imports but what cannot change a byte of its outputs.
 BESIDE_RESULTS: Final = {
     "pipeline/disk_faults.py": "what an error of a full disk says",
-    "pipeline/environment.py": "how a process logs, ends and keeps off the network",
-    "pipeline/interpreter.py": "which Python runs the stage at all",
-    "pipeline/metrics_files.py": "puts back a metrics file that the stage replaces at its end",
-    "pipeline/processes.py": "whether a process that MLflow knows of still runs",
-    "pipeline/progress.py": "draws a bar or a log line",
-    "pipeline/tracking.py": "tells MLflow; stages take nothing back but the run's id, which goes into no tracked file",
+    "pipeline/process/environment.py": "how a process logs, ends and keeps off the network",
+    "pipeline/process/interpreter.py": "which Python runs the stage at all",
+    "pipeline/runs/metrics_files.py": "puts back a metrics file that the stage replaces at its end",
+    "pipeline/process/processes.py": "whether a process that MLflow knows of still runs",
+    "pipeline/process/progress.py": "draws a bar or a log line",
+    "pipeline/runs/tracking.py": "tells MLflow; stages take nothing back but the run's id, which no tracked file holds",
 }
 SECTIONS: Final = frozenset(Params().model_dump(by_alias=True))
 MODELS: Final = {
-    "pipeline.learn.policy": "${policy.path}",
-    "pipeline.learn.encoder": "${scorer.path}",
-    "pipeline.learn.transfer": "${evaluate.transfer_scorer}",
+    "pipeline.policy.policy": "${policy.path}",
+    "pipeline.retrieval.encoder": "${scorer.path}",
+    "pipeline.evaluation.probes.transfer": "${evaluate.transfer_scorer}",
 }
 ARM: Final = "arm"
 ALL: Final = (*STAGE_NAMES, ARM)
@@ -42,7 +42,7 @@ def _list_roots(name: str) -> list[str]:
     if name == ARM:
         return ["pipeline.ablation.__main__"]
     # MLflow runs serving.py as a file, from the copy of this package that register stores with the version.
-    served = ["pipeline.serving"] if name == "register" else []
+    served = ["pipeline.registry.serving"] if name == "register" else []
     return ["pipeline.__main__", f"pipeline.stages.{name}", *served]
 
 
@@ -71,9 +71,10 @@ def test_code_that_is_left_out_is_there_and_imported() -> None:
 
 
 def test_templates_of_the_page_lie_in_a_folder_that_evaluate_depends_on() -> None:
-    templates = {path.parent for path in (CHECKOUT / "pipeline").rglob("*.j2")}
+    templates = list((CHECKOUT / "pipeline").rglob("*.j2"))
     assert templates
-    assert {path.relative_to(CHECKOUT).as_posix() for path in templates} <= set(_read_stage("evaluate")["deps"])
+    folders = {CHECKOUT / dep for dep in _read_stage("evaluate")["deps"]}
+    assert all(folders & set(template.parents) for template in templates)
 
 
 @pytest.mark.parametrize("name", ALL)

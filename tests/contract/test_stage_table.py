@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.pools import STAGE_DEPLOYMENT
+from flows.execution.pools import STAGE_DEPLOYMENT
 from flows.tasks import GPU_STAGES, STAGE_TASKS
 from pipeline.config import Params
 from pipeline.stages import STAGES

@@ -27,7 +27,7 @@ class Checkout:
         self.root, self.models = root, models
         for name in ("dvc.yaml", ".dvcignore"):
             shutil.copy(CHECKOUT / name, root / name)
-        skipped = shutil.ignore_patterns("__pycache__", "models")
+        skipped = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / "pipeline", root / "pipeline", ignore=skipped)
         params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
         for section, name in (("scorer", "path"), ("policy", "path"), ("evaluate", "transfer_scorer")):
@@ -117,11 +117,11 @@ def test_a_changed_model_folder_makes_its_stages_stale(checkout: Checkout, folde
     [
         ("config", set(STAGE_NAMES)),
         ("types", set(STAGE_NAMES)),
-        ("learn/sft", {"warmup"}),
-        ("learn/grpo", {"train"}),
-        ("serving", {"register"}),
+        ("training/sft", {"warmup"}),
+        ("training/grpo", {"train"}),
+        ("registry/serving", {"register"}),
         ("report/page", {"evaluate"}),
-        ("progress", set()),
+        ("process/progress", set()),
         ("cli", set()),
     ],
 )

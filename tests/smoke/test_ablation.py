@@ -23,9 +23,9 @@ from pipeline.ablation.basis import METRICS
 from pipeline.ablation.run import run_arm
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.files.store import load_curves, load_results, read_json
+from pipeline.runs.tracking import null_run
 from pipeline.stages import STAGES
-from pipeline.store import load_curves, load_results, read_json
-from pipeline.tracking import null_run
 from pipeline.workspace import Workspace
 from tests.small_run import NUM_TEST, write_small_run
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.__main__ import run_stage
 from pipeline.evaluation.methods import METHODS
+from pipeline.files.store import load_labels, load_pools, load_queries, load_results, load_rollouts, read_json
 from pipeline.stages import STAGES
-from pipeline.store import load_labels, load_pools, load_queries, load_results, load_rollouts, read_json
 from pipeline.workspace import Workspace
 from tests.small_run import write_small_run
 

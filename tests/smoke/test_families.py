@@ -17,12 +17,12 @@ from pipeline.config import LoraParams, PolicyParams, RewardParams, TrainParams,
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision, parse_completion
 from pipeline.errors import ModelError
-from pipeline.learn.families import FRAME_KEY
-from pipeline.learn.grpo import PolicyReward, train_rgrpo
-from pipeline.learn.policy import Policy, load_policy
-from pipeline.learn.seeding import seed_everything
-from pipeline.learn.sft import SftExample, _AttachAnswers, train_sft
-from pipeline.learn.shared_prompts import select_pictures
+from pipeline.policy.decoding.shared_prompts import select_pictures
+from pipeline.policy.families import FRAME_KEY
+from pipeline.policy.policy import Policy, load_policy
+from pipeline.training.grpo import PolicyReward, train_rgrpo
+from pipeline.training.seeding import seed_everything
+from pipeline.training.sft import SftExample, _AttachAnswers, train_sft
 from pipeline.types import Box, Crop, CurvePoint, RegionLabel, Rollout
 from tests.tiny_families import BUILDERS, build_tiny_policy
 from tests.tiny_models import PlantedScorer, build_outcome

@@ -13,10 +13,10 @@ import yaml
 from pipeline.__main__ import run_stage
 from pipeline.ablation.basis import compute_basis
 from pipeline.config import load_params
-from pipeline.learn import grpo
-from pipeline.learn.checkpoints import seal_checkpoint
-from pipeline.learn.model_folder import compute_model_digest, note_base
-from pipeline.store import load_pools
+from pipeline.files.store import load_pools
+from pipeline.models.model_folder import compute_model_digest, note_base
+from pipeline.training import grpo
+from pipeline.training.checkpoints import seal_checkpoint
 from pipeline.workspace import Workspace
 from tests.small_run import write_small_run
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from flows.environment import child_environment
-from flows.supervise import end_supervised, supervised_command
+from flows.execution.supervise import end_supervised, supervised_command
 from pipeline.config import Params
 from pipeline.stages import STAGES
 

@@ -11,12 +11,12 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipeline.evaluation import decoration
+from pipeline.files.store import save_curves, save_rollouts
 from pipeline.report.page import ReportInputs, render_page
+from pipeline.runs.tracking import null_run
 from pipeline.stages import evaluate
-from pipeline.store import save_curves, save_rollouts
-from pipeline.tracking import null_run
-from tests.unit import report_fakes as fakes
-from tests.unit.evaluation_fakes import PARAMS, build_fake_world
+from tests.fakes import report_fakes as fakes
+from tests.fakes.evaluation_fakes import PARAMS, build_fake_world
 
 pytestmark = pytest.mark.smoke
 

@@ -1,0 +1,1 @@
+"""The reward: ours, the naive way and the floor, on one small world."""

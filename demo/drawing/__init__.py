@@ -1,0 +1,1 @@
+"""The procedural world: how pictures are drawn and what is asked about them."""

@@ -1,0 +1,1 @@
+"""The trained policy asked in other ways: forced, sampled, under a threshold, under another scorer."""

@@ -1,1 +1,0 @@
-"""Everything that touches weights: the frozen scorer, the policy and their training."""

@@ -1,0 +1,1 @@
+"""The policy at inference: picture and question in, one decision out."""

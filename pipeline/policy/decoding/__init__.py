@@ -1,0 +1,1 @@
+"""How an answer is drawn: settings, openings, ends, lots, and prompts and pictures that rows share."""

@@ -1,0 +1,1 @@
+"""This process and others: its Python, threads, exit code and progress."""

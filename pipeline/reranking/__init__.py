@@ -1,0 +1,1 @@
+"""The frozen scorer: how a view of a picture ranks the pool."""

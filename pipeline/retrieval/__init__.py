@@ -1,0 +1,1 @@
+"""Frozen encoders and the index of documents: what turns pictures and texts into pools."""

@@ -1,0 +1,1 @@
+"""Runs of a checkout: tracked, locked, compared with what was committed."""

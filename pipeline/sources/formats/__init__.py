@@ -1,0 +1,1 @@
+"""Raw data as it is published: rows, archives, picture ids."""

@@ -1,0 +1,1 @@
+"""What is kept of raw rows, and why the rest is not."""

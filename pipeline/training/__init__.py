@@ -1,0 +1,1 @@
+"""Labels, warm-up and r-GRPO."""
