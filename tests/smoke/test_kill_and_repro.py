@@ -33,7 +33,8 @@ class Checkout:
         root.mkdir()
         for name in ("dvc.yaml", ".dvcignore"):
             shutil.copy(CHECKOUT / name, root / name)
-        shutil.copytree(CHECKOUT / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pipeline", "demo"):
+            shutil.copytree(CHECKOUT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         write_small_run(root, scorer_dir, policy_dir, train={"max_steps": 12, "save_steps": 2})
         self._env = child_environment(OMP_NUM_THREADS="1", PYTHONHASHSEED=hash_seed)
         for name in ("MLFLOW_TRACKING_URI", "REGION_R1_PARENT_RUN_ID"):

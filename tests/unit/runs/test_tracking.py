@@ -84,7 +84,7 @@ def test_a_parent_run_ends_with_the_flows_fate(store: Path, error: type[BaseExce
 def test_runs_of_dead_processes_are_closed_as_killed_and_those_of_live_ones_go_on(store: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from pipeline import tracking; from pipeline.config import Params\n"
+        "from pipeline.runs import tracking; from pipeline.config import Params\n"
         "with tracking.parent_run('flow', Path(sys.argv[1])), "
         "tracking.stage_run('train', Params(), Path(sys.argv[1])) as run, run.open_child('seed', Params()):\n"
         "    os.kill(os.getpid(), 9)"
@@ -109,7 +109,7 @@ def test_runs_of_dead_processes_are_closed_as_killed_and_those_of_live_ones_go_o
 def test_two_processes_create_the_store_together(root: Path) -> None:
     code = (
         "from pathlib import Path; import sys\n"
-        "from pipeline import tracking; from pipeline.config import Params\n"
+        "from pipeline.runs import tracking; from pipeline.config import Params\n"
         "with tracking.stage_run('index', Params(), Path(sys.argv[1])) as run: pass"
     )
     command = [sys.executable, "-c", code, str(root)]
