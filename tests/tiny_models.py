@@ -17,8 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from demo.recipes import tiny_llava
 from pipeline.config import Params
 from pipeline.files.store import save_documents, save_qrels, save_queries
-from pipeline.reranking.scorer import ScoredView, View
+from pipeline.reranking.scorer import ScoredView
 from pipeline.retrieval.encoder import F32, normalise
+from pipeline.retrieval.views import NamedView
 from pipeline.types import Box, Document, Outcome, Pool, Qrel, Query, Split
 from pipeline.workspace import Workspace
 
@@ -194,10 +195,14 @@ class PlantedScorer:
         self._baseline = baseline
         self._score_box = score_box
 
+    @property
+    def teaching_ids(self) -> list[str]:
+        return sorted(query_id for query_id, pool in self.pools.items() if pool.split == "train")
+
     def get_baseline(self, query_id: str) -> ScoredView:
         return ScoredView(self._baseline, np.zeros(2, dtype=np.float32))
 
-    def score_views(self, views: Sequence[View]) -> list[ScoredView]:
+    def score_views(self, views: Sequence[NamedView]) -> list[ScoredView]:
         self.num_encoded += len(views)
         return [
             self.get_baseline(query_id)

@@ -25,6 +25,7 @@ from pipeline.files.store import load_documents, load_pools, load_queries
 from pipeline.reranking.scorer import FrozenScorer, ScoredView
 from pipeline.retrieval.encoder import Encoder, load_encoder
 from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index
+from pipeline.retrieval.views import ViewEncoder
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.stages import prepare as prepare_stage
@@ -72,9 +73,8 @@ class Setting:
     def open_scorer(self) -> FrozenScorer:
         """Return a scorer that has seen nothing yet."""
         return FrozenScorer(
-            self.encoder,
+            ViewEncoder(self.encoder, self.queries, self.pictures, self.params.batches.scorer),
             self.index,
-            queries=self.queries,
             pools=self.pools,
             baseline={
                 query_id: ScoredView(
@@ -83,8 +83,6 @@ class Setting:
                 )
                 for query_id, pool in self.pools.items()
             },
-            pictures=self.pictures,
-            batch_size=self.params.batches.scorer,
         )
 
     def cut_pools(self, k: int) -> Setting:

@@ -66,11 +66,7 @@ class Bench:
         """
         test = load_query_set(workspace, "test")
         scorer = FrozenScorer.load(params, workspace)
-        questions = {
-            query_id: scorer.queries[query_id].question
-            for query_id, pool in sorted(scorer.pools.items())
-            if pool.split == "train"
-        }
+        questions = {query_id: scorer.queries[query_id].question for query_id in scorer.teaching_ids}
         return cls(workspace=workspace, scorer=scorer, questions=questions, queries=test.queries, pools=test.pools)
 
 

@@ -46,11 +46,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     check_pictures(load_frames(params.policy.path), load_asked(workspace))
     policy = load_policy(workspace.sft_dir, params.policy)
     scorer = FrozenScorer.load(params, workspace)
-    questions = {
-        query_id: scorer.queries[query_id].question
-        for query_id, pool in sorted(scorer.pools.items())
-        if pool.split == "train"
-    }
+    questions = {query_id: scorer.queries[query_id].question for query_id in scorer.teaching_ids}
     if len(questions) < params.train.queries_per_step:
         raise StageError(
             f"{len(questions)} training queries have a pool with a positive, train.queries_per_step is "

@@ -83,7 +83,7 @@ def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[st
     Raises:
         StageError: there are none.
     """
-    candidates = sorted(query_id for query_id, pool in scorer.pools.items() if pool.split == "train")
+    candidates = scorer.teaching_ids
     if not candidates:
         raise StageError("no training query has a pool with a positive; look at retrieve's recall")
     order = np.random.default_rng(seed).permutation(len(candidates))[:num_queries]

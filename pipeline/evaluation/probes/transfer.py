@@ -18,6 +18,7 @@ from pipeline.process.progress import track
 from pipeline.reranking.scorer import FrozenScorer, ScoredView, rank_views
 from pipeline.retrieval.encoder import Encoder, PictureTask, encode_in_stream, load_encoder
 from pipeline.retrieval.index import DocumentVectors, PictureFolder, embed_documents
+from pipeline.retrieval.views import ViewEncoder
 from pipeline.types import Pool, Query
 from pipeline.workspace import Workspace
 
@@ -45,13 +46,10 @@ def load_transfer_scorer(
     batch_size = params.batches.scorer
     documents = _embed_candidates(encoder, workspace, pools, pictures, batch_size)
     scorer = FrozenScorer(
-        encoder,
+        ViewEncoder(encoder, {query.query_id: query for query in queries}, pictures, batch_size),
         documents,
-        queries={query.query_id: query for query in queries},
         pools={pool.query_id: pool for pool in pools},
         baseline=_rank_full_images(encoder, documents, queries, pools, pictures, batch_size),
-        pictures=pictures,
-        batch_size=batch_size,
     )
     return scorer, encoder.model_type
 

@@ -15,9 +15,7 @@ MODULES = ("pipeline", "pipeline.ablation")
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    shutil.copytree(
-        CHECKOUT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(CHECKOUT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 

@@ -12,8 +12,8 @@ from pipeline.core.ranking import compute_outcome
 from pipeline.errors import DataError, StageError
 from pipeline.files.images import load_upright
 from pipeline.files.store import load_outcomes, load_queries, save_queries
-from pipeline.reranking import scorer as scorer_module
 from pipeline.reranking.scorer import FrozenScorer
+from pipeline.retrieval import views as views_module
 from pipeline.retrieval.encoder import load_encoder
 from pipeline.retrieval.index import PictureFolder
 from pipeline.runs.tracking import null_run
@@ -117,7 +117,7 @@ def test_each_picture_is_decoded_once(scorer: FrozenScorer, monkeypatch: pytest.
 
 def test_old_pictures_leave_the_cache(workspace: Workspace) -> None:
     folder = PictureFolder(workspace.data_dir, 10_000)
-    cache = scorer_module._PictureCache(folder, max_pixels=2 * 40 * 30)
+    cache = views_module._PictureCache(folder, max_pixels=2 * 40 * 30)
     first = cache.load("queries/5.png")
     cache.load("queries/6.png")
     assert cache.load("queries/5.png") is first
