@@ -173,6 +173,14 @@ class RetrieveParams(_Section):
         default="drop",
         description="a training pool without a positive is dropped (the paper), or its last candidate gives way to one",
     )
+    search_again: Literal["off", "union", "replace"] = Field(
+        default="union",
+        description="what the policy's view searches the index for: nothing, candidates beside the full image's, or "
+        "candidates in their place",
+    )
+    num_candidates: Annotated[int, Field(ge=2)] = Field(
+        default=20, description="documents that a view's own search brings"
+    )
 
 
 class LoraParams(_Section):
@@ -253,6 +261,11 @@ class WarmupParams(_Section):
 class RewardParams(_Section):
     """The paper's reward (section 3): weights, and the floor and scale that only its code shows."""
 
+    on: Literal["pool", "search"] = Field(
+        default="pool",
+        description="what a view ranks: the full image's pool (the paper), or the whole index, searched with the view",
+    )
+    depth: PositiveInt = Field(default=100, description="on search: last rank in the index that counts as found")
     weight_mrr: float = 0.2
     weight_ndcg: float = 0.2
     weight_rank: float = 0.2

@@ -52,6 +52,38 @@ def compute_outcome(scores_K: npt.ArrayLike, relevance_K: npt.ArrayLike, num_rel
     )
 
 
+def compute_search_outcome(
+    scores_P: npt.ArrayLike, num_above_P: npt.ArrayLike, best_negative: float, depth: int
+) -> Outcome:
+    """Return how a search of the whole corpus ranks a query's relevant documents; every one of them has a score.
+
+    A first rank of `depth + 1` stands for any beyond the depth, where nobody looks: reciprocal rank and NDCG are then
+    0. Of equal scores the relevant document comes first. `margin = mean(scores_P) - best_negative`.
+
+    Args:
+        scores_P: (P,) score of each relevant document.
+        num_above_P: (P,) documents that are not relevant and score higher, for each of them.
+        best_negative: highest score of a document that is not relevant; -inf where there is none.
+        depth: last rank that counts as found, at least 1; NDCG is at this depth.
+
+    Raises:
+        ValueError: no relevant document, shapes differ, or the depth is below 1.
+    """
+    scores, above = np.asarray(scores_P, dtype=np.float64), np.asarray(num_above_P, dtype=np.int64)
+    if scores.ndim != 1 or scores.size == 0 or scores.shape != above.shape or depth < 1:
+        raise ValueError(f"got scores {scores.shape}, counts {above.shape} and depth {depth}")
+    order = np.argsort(-scores, kind="stable")
+    ranks = above[order] + np.arange(1, scores.size + 1)
+    found = ranks[ranks <= depth]
+    ideal = 1.0 / np.log2(np.arange(2, min(scores.size, depth) + 2))
+    return Outcome(
+        first_rank=int(min(ranks[0], depth + 1)),
+        reciprocal_rank=compute_reciprocal_rank(int(found[0]) if found.size else None),
+        ndcg=float((1.0 / np.log2(1 + found)).sum() / ideal.sum()),
+        margin=float(scores.mean() - best_negative) if np.isfinite(best_negative) else None,
+    )
+
+
 def _compute_margin(scores_K: npt.NDArray[Any], relevance_K: npt.NDArray[np.bool_]) -> float | None:
     if not relevance_K.any() or relevance_K.all():
         return None

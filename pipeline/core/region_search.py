@@ -26,8 +26,8 @@ class Reshaping:
             to a square; what is square already keeps its shape.
     """
 
-    margin: float
-    is_square: bool
+    margin: float = 0.0
+    is_square: bool = False
 
     def apply(self, box: Box, width_px: int, height_px: int) -> Box:
         """Return the crop, cut at the edges of the picture, whose size decides what is square."""

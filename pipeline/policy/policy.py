@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcesso
 from pipeline.config import BatchParams, PolicyParams
 from pipeline.core.boxes import Frame
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
+from pipeline.core.region_search import Reshaping
 from pipeline.errors import ModelError
 from pipeline.models.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 from pipeline.models.precision import choose_attention, choose_device, choose_dtype
@@ -35,6 +36,7 @@ from pipeline.policy.decoding.openings import FirstTokenProbability, ForcedOpeni
 from pipeline.policy.decoding.seeded_draws import SeededDraws
 from pipeline.policy.decoding.shared_prompts import select_pictures, start_from_prompts
 from pipeline.policy.families import LOADING_ERRORS, FrameOf, build_frames, find_family, load_processor
+from pipeline.policy.view_shape import AS_NAMED, load_view_shape, save_view_shape
 from pipeline.process.progress import Advance
 from pipeline.types import Box, Crop, Decision
 
@@ -72,6 +74,7 @@ class Policy:
         base_digest: names the folder of the model without any adapter.
         get_frame: width and height of an upright picture in pixels -> the frame of the boxes on it.
         batch_size: most answers that are decoded together; fewer where prompts are long (`length_batches.py`).
+        view_shape: how a crop lies around the box that the model names.
 
     Raises:
         ModelError: both answers begin with the same token.
@@ -86,12 +89,14 @@ class Policy:
         get_frame: FrameOf,
         *,
         batch_size: int,
+        view_shape: Reshaping = AS_NAMED,
     ) -> None:
         self.model = model
         self.processor = processor
         self.params = params
         self.base_digest: Final = base_digest
         self.get_frame: Final = get_frame
+        self.view_shape = view_shape
         self.tokens: Final = find_answer_tokens(model, processor.tokenizer)
         self.batch_size = batch_size
         self.conversation: Final = Conversation(processor, params)
@@ -128,6 +133,13 @@ class Policy:
             if advance is not None:
                 advance(len(answers) - start)
         return answers
+
+    def read(self, text: str, width_px: int, height_px: int) -> Decision:
+        """Return the decision that a completion states about a picture of that size, the crop in its final shape."""
+        decision = parse_completion(text, self.get_frame(width_px, height_px))
+        if isinstance(decision, Crop):
+            return Crop(self.view_shape.apply(decision.box, width_px, height_px))
+        return decision
 
     @property
     def trains_in_bfloat16(self) -> bool:
@@ -190,6 +202,7 @@ class Policy:
         else:
             self.model.save_pretrained(folder, safe_serialization=True)
         self.processor.save_pretrained(folder)
+        save_view_shape(self.view_shape, folder)
 
     def save_merged(self, folder: Path) -> None:
         """Write a folder that stands alone: an adapter is merged into its base first, for good."""
@@ -220,14 +233,13 @@ class Policy:
 
         Rows that would be padded beyond what a batch holds are answered in several parts, by length.
         """
-        frames = [self.get_frame(*image.size) for image in images]
         prompts = [self.conversation.write_prompt(question) for question in questions]
         inputs = self.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
         parts = cut_by_length(inputs["attention_mask"].sum(1).tolist(), self.batch_size * TOKENS_PER_ROW // num_samples)
         if len(parts) == 1:
-            frames = [frame for frame in frames for _ in range(num_samples)]
+            sizes = [image.size for image in images for _ in range(num_samples)]
             draws = [] if seeds is None else [SeededDraws(seeds, num_samples)]
-            return self._generate(inputs.to(self.model.device), frames, settings, num_samples, draws, force_region)
+            return self._generate(inputs.to(self.model.device), sizes, settings, num_samples, draws, force_region)
         answers: dict[int, list[PolicyAnswer]] = {}
         for rows in parts:
             said = self._answer_batch(
@@ -245,32 +257,32 @@ class Policy:
     def _generate(
         self,
         inputs: Mapping[str, Any],
-        frames: Sequence[Frame],
+        sizes: Sequence[tuple[int, int]],
         settings: GenerationSettings,
         num_samples: int,
         draws: Sequence[SeededDraws],
         force_region: bool,
     ) -> list[PolicyAnswer]:
-        """Answer the prompts of one batch; `frames` has one for each answer."""
+        """Answer the prompts of one batch; `sizes` has the picture's for each answer."""
         num_prompt_tokens = inputs["input_ids"].shape[1]
         if num_samples > 1:
             inputs = start_from_prompts(self.model, _repeat_rows(inputs, num_samples))
         p_region = FirstTokenProbability(self.region_ids[0], num_prompt_tokens)
-        forced = [ForcedOpenings([self.region_ids] * len(frames), num_prompt_tokens)] if force_region else []
+        forced = [ForcedOpenings([self.region_ids] * len(sizes), num_prompt_tokens)] if force_region else []
         sequences = self.model.generate(
             **inputs,
             generation_config=settings.build_config(),
             # The draws come last: they pick from what the other processors leave.
             logits_processor=LogitsProcessorList([p_region, *forced, *draws]),
             stopping_criteria=StoppingCriteriaList(
-                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(frames))]
+                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(sizes))]
             ),
         )
         spoken_BT = sequences[:, num_prompt_tokens:]
         texts = [cut_after_action(text) for text in self.processor.batch_decode(spoken_BT, skip_special_tokens=True)]
         return [
-            PolicyAnswer(parse_completion(text, frame), text, p)
-            for text, frame, p in zip(texts, frames, p_region.p_B.tolist(), strict=True)
+            PolicyAnswer(self.read(text, *size), text, p)
+            for text, size, p in zip(texts, sizes, p_region.p_B.tolist(), strict=True)
         ]
 
 
@@ -318,4 +330,12 @@ def load_policy(path: str | Path, params: PolicyParams, batch_size: int = BatchP
             model = load_adapter(model, folder, base_digest)
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
-    return Policy(model.to(device), processor, params, base_digest, get_frame, batch_size=batch_size)
+    return Policy(
+        model.to(device),
+        processor,
+        params,
+        base_digest,
+        get_frame,
+        batch_size=batch_size,
+        view_shape=load_view_shape(folder),
+    )

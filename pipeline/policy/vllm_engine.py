@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import PolicyParams
-from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, cut_after_action, parse_completion
+from pipeline.core.completion import FULL_ANSWER, REGION_CLOSING, cut_after_action
 from pipeline.errors import ModelError
 from pipeline.models.model_folder import is_builtin, resolve_model_path
 from pipeline.models.precision import choose_dtype
@@ -92,7 +92,7 @@ class VllmPolicy:
         self._params = params
         self._processor = policy.processor
         self._conversation = policy.conversation
-        self._get_frame = policy.get_frame
+        self._read = policy.read
         self._region_ids = policy.region_ids
         self._tokens = policy.tokens
 
@@ -132,9 +132,8 @@ class VllmPolicy:
         opening = self._processor.tokenizer.decode(forced)
         answers = []
         for image, p_region, row in zip(images, self._read_p_region(images, questions), rows, strict=True):
-            frame = self._get_frame(*image.size)
             texts = [cut_after_action(opening + output.text) for output in row.outputs]
-            answers.append([PolicyAnswer(parse_completion(text, frame), text, p_region) for text in texts])
+            answers.append([PolicyAnswer(self._read(text, *image.size), text, p_region) for text in texts])
         return answers
 
     def _read_p_region(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:

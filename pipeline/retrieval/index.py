@@ -91,11 +91,18 @@ class DocumentVectors:
         Raises:
             StageError: a document is not in the index.
         """
+        return np.asarray(self.vectors_ND[self.find_rows(doc_ids)])
+
+    def find_rows(self, doc_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return (K,) rows of these documents.
+
+        Raises:
+            StageError: a document is not in the index.
+        """
         try:
-            rows_K = [self._row_of[doc_id] for doc_id in doc_ids]
+            return np.array([self._row_of[doc_id] for doc_id in doc_ids], dtype=np.int64)
         except KeyError as error:
             raise StageError(f"document {error.args[0]} is not in the index; run retrieve again") from error
-        return np.asarray(self.vectors_ND[rows_K])
 
 
 class DocumentIndex(DocumentVectors):

@@ -29,8 +29,9 @@ from pipeline.files.store import (
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
 from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index, score_candidates
+from pipeline.retrieval.search import collect_relevant
 from pipeline.runs.tracking import StageRun
-from pipeline.types import Outcome, Pool, Qrel, Query, Split
+from pipeline.types import Outcome, Pool, Query, Split
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -93,14 +94,6 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "num_train_injected": float(num_injected),
         **_summarise(pools, baseline, params.retrieve.pool_size),
     }
-
-
-def collect_relevant(qrels: Sequence[Qrel]) -> dict[str, frozenset[str]]:
-    """Return query id -> relevant document ids."""
-    relevant: dict[str, set[str]] = {}
-    for qrel in qrels:
-        relevant.setdefault(qrel.query_id, set()).add(qrel.doc_id)
-    return {query_id: frozenset(doc_ids) for query_id, doc_ids in relevant.items()}
 
 
 def _embed_queries(

@@ -17,9 +17,10 @@ from pipeline.files.store import replace_dir, save_curves, save_rollouts, writin
 from pipeline.models.model_folder import check_base, compute_model_digest, note_base
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import load_policy
-from pipeline.reranking.scorer import FrozenScorer, load_asked
+from pipeline.reranking.scorer import load_asked
 from pipeline.runs.tracking import StageRun
 from pipeline.training.grpo import train_rgrpo
+from pipeline.training.scorers import load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
@@ -45,7 +46,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     base_digest = check_base(params.policy.path, (workspace.sft_dir,))
     check_pictures(load_frames(params.policy.path), load_asked(workspace))
     policy = load_policy(workspace.sft_dir, params.policy)
-    scorer = FrozenScorer.load(params, workspace)
+    scorer = load_reward_scorer(params, workspace)
     questions = {query_id: scorer.queries[query_id].question for query_id in scorer.teaching_ids}
     if len(questions) < params.train.queries_per_step:
         raise StageError(

@@ -19,9 +19,10 @@ from pipeline.models.model_folder import note_base
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import Policy, load_policy
 from pipeline.process.progress import track
-from pipeline.reranking.scorer import FrozenScorer, load_asked
+from pipeline.reranking.scorer import load_asked
 from pipeline.runs.tracking import StageRun
 from pipeline.training.labelling import label_neighbourhoods, search_labels
+from pipeline.training.scorers import RewardScorer, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.training.sft import SftExample, train_sft
 from pipeline.types import Malformed, RegionLabel
@@ -44,7 +45,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     check_pictures(load_frames(params.policy.path), load_asked(workspace))
     seed_everything(params.seed)
     policy = load_policy(params.policy.path, params.policy, params.batches.policy)
-    scorer = FrozenScorer.load(params, workspace)
+    scorer = load_reward_scorer(params, workspace)
     query_ids = sample_queries(scorer, params.warmup.num_queries, params.seed)
     labels, figures = _label(policy, scorer, query_ids, params)
     with replace_dir(workspace.labels_dir) as folder:
@@ -77,7 +78,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     }
 
 
-def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[str]:
+def sample_queries(scorer: RewardScorer, num_queries: int, seed: int) -> list[str]:
     """Return ids of training queries whose pool holds a positive, drawn without replacement.
 
     Raises:
@@ -91,7 +92,7 @@ def sample_queries(scorer: FrozenScorer, num_queries: int, seed: int) -> list[st
 
 
 def _label(
-    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], params: Params
+    policy: Policy, scorer: RewardScorer, query_ids: Sequence[str], params: Params
 ) -> tuple[list[RegionLabel], dict[str, float]]:
     """Return a label for each query, and figures of how they were made."""
     with track("warmup: queries labelled", len(query_ids)) as advance:
@@ -100,10 +101,11 @@ def _label(
         labels, reshaping = label_neighbourhoods(
             policy, scorer, query_ids, params.warmup, params.reward, params.seed, advance
         )
+        policy.view_shape = reshaping
         return labels, {"label_margin": reshaping.margin, "label_is_square": float(reshaping.is_square)}
 
 
-def _measure_format(policy: Policy, scorer: FrozenScorer) -> dict[str, float]:
+def _measure_format(policy: Policy, scorer: RewardScorer) -> dict[str, float]:
     """Return the share of well-formed answers to some val queries, or nothing where there are none."""
     checked = [query for query in scorer.queries.values() if query.split == "val"][:_NUM_CHECKED]
     num_malformed = 0

@@ -44,7 +44,7 @@ from pipeline.core.advantage import (
     count_zero_signal,
     spread_over_rows,
 )
-from pipeline.core.completion import cut_after_action, parse_completion
+from pipeline.core.completion import cut_after_action
 from pipeline.core.decision import DecisionLoss, compute_decision_loss
 from pipeline.core.reward import Reward, compute_reward
 from pipeline.files.store import load_rollouts, save_rollouts
@@ -56,10 +56,10 @@ from pipeline.policy.decoding.shared_prompts import can_share_prompts, compute_c
 from pipeline.policy.families import check_pictures
 from pipeline.policy.policy import Policy
 from pipeline.process.progress import track
-from pipeline.reranking.scorer import FrozenScorer
 from pipeline.training.checkpoints import find_checkpoint, seal_checkpoint
 from pipeline.training.dropout import without_dropout
 from pipeline.training.group_sampling import sample_rows
+from pipeline.training.scorers import RewardScorer
 from pipeline.training.training_log import LogMetrics, TrainingLog, collect_curve
 from pipeline.training.training_rows import AttachImages
 from pipeline.types import Crop, CurvePoint, Decision, KeepFull, Rollout
@@ -111,7 +111,7 @@ class PolicyReward:
 
     __name__ = "ranking_reward"
 
-    def __init__(self, scorer: FrozenScorer, policy: Policy, params: RewardParams) -> None:
+    def __init__(self, scorer: RewardScorer, policy: Policy, params: RewardParams) -> None:
         self._scorer = scorer
         self._policy = policy
         self._params = params
@@ -120,7 +120,7 @@ class PolicyReward:
         """Return a completion's text and the decision that it states about the query's picture."""
         query = self._scorer.queries[query_id]
         text = cut_after_action(self._policy.processor.tokenizer.decode(completion_ids, skip_special_tokens=True))
-        return text, parse_completion(text, self._policy.get_frame(query.width_px, query.height_px))
+        return text, self._policy.read(text, query.width_px, query.height_px)
 
     def score(self, query_ids: Sequence[str], decisions: Sequence[Decision]) -> list[Reward]:
         """Return what each decision earns on its query's pool."""
@@ -129,15 +129,14 @@ class PolicyReward:
             for query_id, decision in zip(query_ids, decisions, strict=True)
             if isinstance(decision, Crop)
         ]
-        views = iter(self._scorer.score_views(crops))
+        # In one call: a scorer that searches the index multiplies once.
+        views = self._scorer.score_views([*((query_id, None) for query_id in query_ids), *crops])
+        cropped = iter(views[len(query_ids) :])
         return [
             compute_reward(
-                decision,
-                self._scorer.get_baseline(query_id).outcome,
-                next(views).outcome if isinstance(decision, Crop) else None,
-                self._params,
+                decision, full.outcome, next(cropped).outcome if isinstance(decision, Crop) else None, self._params
             )
-            for query_id, decision in zip(query_ids, decisions, strict=True)
+            for full, decision in zip(views, decisions, strict=False)
         ]
 
     def __call__(
@@ -491,7 +490,7 @@ class RGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 def train_rgrpo(
     policy: Policy,
     questions: Mapping[str, str],
-    scorer: FrozenScorer,
+    scorer: RewardScorer,
     params: TrainParams,
     reward: RewardParams,
     *,

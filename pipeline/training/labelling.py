@@ -18,7 +18,7 @@ from pipeline.core.seeds import derive_seed
 from pipeline.errors import StageError
 from pipeline.policy.policy import Policy
 from pipeline.process.progress import Advance, track
-from pipeline.reranking.scorer import FrozenScorer
+from pipeline.training.scorers import RewardScorer
 from pipeline.types import Box, Crop, KeepFull, RegionLabel
 
 _CHUNK: Final = 64
@@ -29,7 +29,7 @@ _ELSEWHERE: Final = 0.3
 
 
 def search_labels(
-    scorer: FrozenScorer,
+    scorer: RewardScorer,
     query_ids: Sequence[str],
     search: SearchParams,
     reward: RewardParams,
@@ -70,7 +70,7 @@ def search_labels(
 
 def label_neighbourhoods(
     policy: Policy,
-    scorer: FrozenScorer,
+    scorer: RewardScorer,
     query_ids: Sequence[str],
     warmup: WarmupParams,
     reward: RewardParams,
@@ -121,7 +121,7 @@ def label_neighbourhoods(
     return labels, reshaping
 
 
-def choose_reshaping(scorer: FrozenScorer, own: Mapping[str, Box], reward: RewardParams) -> Reshaping:
+def choose_reshaping(scorer: RewardScorer, own: Mapping[str, Box], reward: RewardParams) -> Reshaping:
     """Return the reshaping of highest mean reward over all queries; of equals the first.
 
     Args:
@@ -140,17 +140,17 @@ def choose_reshaping(scorer: FrozenScorer, own: Mapping[str, Box], reward: Rewar
     return RESHAPINGS[int(np.argmax(means))]  # of equals the first, which changes a box the least
 
 
-def _reshape_all(scorer: FrozenScorer, boxes: Mapping[str, Box], reshaping: Reshaping) -> list[list[Box]]:
+def _reshape_all(scorer: RewardScorer, boxes: Mapping[str, Box], reshaping: Reshaping) -> list[list[Box]]:
     return [[_reshape(scorer, query_id, box, reshaping)] for query_id, box in boxes.items()]
 
 
-def _reshape(scorer: FrozenScorer, query_id: str, box: Box, reshaping: Reshaping) -> Box:
+def _reshape(scorer: RewardScorer, query_id: str, box: Box, reshaping: Reshaping) -> Box:
     query = scorer.queries[query_id]
     return reshaping.apply(box, query.width_px, query.height_px)
 
 
 def _find_best(
-    scorer: FrozenScorer,
+    scorer: RewardScorer,
     own: Mapping[str, Box],
     elsewhere: Mapping[str, Sequence[Box]],
     reshaping: Reshaping,
@@ -158,11 +158,11 @@ def _find_best(
     reward: RewardParams,
 ) -> dict[str, tuple[Box, float]]:
     """Return each query's best box with what it earns: the policy's own, unless one elsewhere gains enough over it."""
-    boxes = [
-        [_reshape(scorer, query_id, box, reshaping) for box in (own[query_id], *elsewhere[query_id])]
-        for query_id in own
+    boxes = [[own[query_id], *elsewhere[query_id]] for query_id in own]
+    crops = [
+        [_reshape(scorer, query_id, box, reshaping) for box in row] for query_id, row in zip(own, boxes, strict=True)
     ]
-    rewards = _score_boxes(scorer, list(own), boxes, reward)
+    rewards = _score_boxes(scorer, list(own), crops, reward)
     best: dict[str, tuple[Box, float]] = {}
     for query_id, tried, earned in zip(own, boxes, rewards, strict=True):
         # The policy's own box comes first, so that of equals it stays.
@@ -181,7 +181,7 @@ def _label(query_id: str, best: tuple[Box, float] | None, full_reward: float) ->
 
 
 def _ask_for_regions(
-    policy: Policy, scorer: FrozenScorer, query_ids: Sequence[str], num_samples: int, seed: int
+    policy: Policy, scorer: RewardScorer, query_ids: Sequence[str], num_samples: int, seed: int
 ) -> list[list[Box]]:
     """Return for each query the policy's likeliest region and those that it draws; malformed ones are left out."""
     images = [scorer.load_image(query_id) for query_id in query_ids]
@@ -195,12 +195,12 @@ def _ask_for_regions(
     ]
 
 
-def _reward_full(scorer: FrozenScorer, query_id: str, reward: RewardParams) -> float:
+def _reward_full(scorer: RewardScorer, query_id: str, reward: RewardParams) -> float:
     return compute_reward(KeepFull(), scorer.get_baseline(query_id).outcome, None, reward).total
 
 
 def _score_boxes(
-    scorer: FrozenScorer, query_ids: Sequence[str], boxes: Sequence[Sequence[Box]], reward: RewardParams
+    scorer: RewardScorer, query_ids: Sequence[str], boxes: Sequence[Sequence[Box]], reward: RewardParams
 ) -> list[list[float]]:
     views = [(query_id, box) for query_id, row in zip(query_ids, boxes, strict=True) for box in row]
     scored = iter(scorer.score_views(views))

@@ -1,0 +1,210 @@
+"""Searching again: a view of a query's picture, or the full image, against the whole index.
+
+Here every query that has a relevant document counts, also where the full image's pool holds none of them.
+
+Shapes: N views, M documents, P relevant documents of a query, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.config import Params
+from pipeline.core.ranking import compute_search_outcome
+from pipeline.errors import StageError
+from pipeline.files.store import load_ids, load_qrels, load_queries
+from pipeline.retrieval.encoder import F32, Encoder, load_encoder
+from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index, load_vectors, score_candidates
+from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
+from pipeline.types import Outcome, Qrel, Query
+from pipeline.workspace import Workspace
+
+_DOCUMENTS_AT_ONCE: Final = 65_536
+"""Bounds the matrix of scores: N x this x 4 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchedView:
+    """How one view ranks the whole index."""
+
+    outcome: Outcome
+
+
+class FullImages:
+    """The full images' vectors, as retrieve has written them: none is embedded again."""
+
+    def __init__(self, vectors_QD: F32, query_ids: Sequence[str]) -> None:
+        self._vectors_QD = vectors_QD
+        self._row_of = {query_id: row for row, query_id in enumerate(query_ids)}
+
+    @classmethod
+    def load(cls, pools_dir: Path) -> FullImages:
+        """Open what retrieve wrote; the vectors stay on disk.
+
+        Raises:
+            StageError: it has not run.
+        """
+        query_ids = load_ids(pools_dir / "query_ids.parquet", stage="retrieve")
+        return cls(load_vectors(pools_dir / "query_vectors.npy", stage="retrieve"), query_ids)
+
+    def get_vectors(self, query_ids: Sequence[str]) -> F32:
+        """Return (N, D) vectors of the full images of these queries."""
+        return np.asarray(self._vectors_QD[[self._row_of[query_id] for query_id in query_ids]])
+
+
+class SearchScorer:
+    """Scores views by their own search of the index; stands where a `FrozenScorer` does in training.
+
+    One call costs one product of its new views with all documents' vectors, N x M x D multiplications.
+
+    Args:
+        views: embeds the crops.
+        documents: the whole index.
+        full_images: the full images' vectors.
+        relevant: query id -> documents that answer it; queries without one teach nothing.
+        depth: last rank that counts as found.
+    """
+
+    def __init__(
+        self,
+        views: ViewEncoder,
+        documents: DocumentVectors,
+        full_images: FullImages,
+        relevant: Mapping[str, frozenset[str]],
+        depth: int,
+    ) -> None:
+        self.views = views
+        self._documents = documents
+        self._full_images = full_images
+        self._relevant = relevant
+        self._depth = depth
+        self._full: dict[str, SearchedView] = {}
+        self._crops: dict[ViewKey, SearchedView] = {}
+
+    @classmethod
+    def load(cls, params: Params, workspace: Workspace, *, encoder: Encoder | None = None) -> SearchScorer:
+        """Open what index and retrieve wrote.
+
+        Raises:
+            StageError: a stage has not run, or ran with another encoder or other documents.
+            ModelError: the encoder cannot be loaded.
+        """
+        encoder = encoder or load_encoder(params.scorer, params.batches.scorer)
+        index = load_index(workspace.index_dir, encoder.digest)
+        index.check_table(workspace.tables_dir / "documents.parquet")
+        queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
+        pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
+        return cls(
+            ViewEncoder(encoder, queries, pictures, params.batches.scorer),
+            index,
+            FullImages.load(workspace.pools_dir),
+            collect_relevant(load_qrels(workspace.tables_dir / "qrels.parquet")),
+            params.reward.depth,
+        )
+
+    @property
+    def num_encoded(self) -> int:
+        """Pictures that have gone through the encoder so far."""
+        return self.views.num_encoded
+
+    @property
+    def queries(self) -> Mapping[str, Query]:
+        """Query id -> query."""
+        return self.views.queries
+
+    @property
+    def teaching_ids(self) -> list[str]:
+        """Training queries to which some document is relevant, in order of their ids."""
+        return sorted(
+            q.query_id for q in self.queries.values() if q.split == "train" and self._relevant.get(q.query_id)
+        )
+
+    def get_baseline(self, query_id: str) -> SearchedView:
+        """Return how the full image ranks the index."""
+        return self.score_views([(query_id, None)])[0]
+
+    def load_image(self, query_id: str) -> Image.Image:
+        """Return the query's picture, upright; the last few are kept decoded.
+
+        Raises:
+            DataError: it cannot be read, or has another size than prepare found.
+        """
+        return self.views.load_image(query_id)
+
+    def score_views(self, views: Sequence[NamedView]) -> list[SearchedView]:
+        """Return how each view ranks the index, in the order of the views.
+
+        Raises:
+            StageError: no document is relevant to a query.
+            DataError: a picture cannot be read.
+        """
+        keys = [self.views.name_crop(query_id, box) for query_id, box in views]
+        crops = sorted({key for key in keys if key is not None and key not in self._crops})
+        full = list(dict.fromkeys(query_id for query_id, _ in views if query_id not in self._full))
+        vectors_ND = np.concatenate([self._full_images.get_vectors(full), self.views.encode(crops)])
+        searched = self._search([*full, *(query_id for query_id, _ in crops)], vectors_ND)
+        self._full |= zip(full, searched, strict=False)
+        self._crops |= zip(crops, searched[len(full) :], strict=True)
+        return [
+            self._full[query_id] if key is None else self._crops[key]
+            for key, (query_id, _) in zip(keys, views, strict=True)
+        ]
+
+    def _search(self, query_ids: Sequence[str], vectors_ND: F32) -> list[SearchedView]:
+        positives = [self._find_positives(query_id) for query_id in query_ids]
+        scores = [
+            score_candidates(vector_D[None], self._documents.vectors_ND[rows_P])[0]
+            for vector_D, rows_P in zip(vectors_ND, positives, strict=True)
+        ]
+        above, best_N = count_negatives_above(vectors_ND, self._documents.vectors_ND, positives, scores)
+        return [
+            SearchedView(compute_search_outcome(scores_P, above_P, float(best), self._depth))
+            for scores_P, above_P, best in zip(scores, above, best_N, strict=True)
+        ]
+
+    def _find_positives(self, query_id: str) -> npt.NDArray[np.int64]:
+        doc_ids = self._relevant.get(query_id)
+        if not doc_ids:
+            raise StageError(f"no document is relevant to query {query_id}: its search has no reward")
+        return self._documents.find_rows(sorted(doc_ids))
+
+
+def count_negatives_above(
+    vectors_ND: F32,
+    documents_MD: F32,
+    positives: Sequence[npt.NDArray[np.int64]],
+    scores: Sequence[F32],
+) -> tuple[list[npt.NDArray[np.int64]], F32]:
+    """Return for each view how many negatives outscore each positive, (P,) each, and its best negative's score, (N,).
+
+    Args:
+        vectors_ND: the views.
+        documents_MD: the whole index.
+        positives: rows of the relevant documents, (P,) for each view.
+        scores: their scores, aligned.
+    """
+    above = [np.zeros(len(rows_P), dtype=np.int64) for rows_P in positives]
+    best_N = np.full(len(vectors_ND), -np.inf, dtype=np.float32)
+    for start in range(0, len(documents_MD), _DOCUMENTS_AT_ONCE):
+        part_NM = vectors_ND @ np.asarray(documents_MD[start : start + _DOCUMENTS_AT_ONCE]).T
+        for row, (rows_P, scores_P) in enumerate(zip(positives, scores, strict=True)):
+            inside = (rows_P >= start) & (rows_P < start + part_NM.shape[1])
+            part_NM[row, rows_P[inside] - start] = -np.inf
+            above[row] += (part_NM[row][None] > scores_P[:, None]).sum(axis=1)
+        best_N = np.maximum(best_N, part_NM.max(axis=1, initial=-np.inf))
+    return above, best_N
+
+
+def collect_relevant(qrels: Sequence[Qrel]) -> dict[str, frozenset[str]]:
+    """Return query id -> relevant document ids."""
+    relevant: dict[str, set[str]] = {}
+    for qrel in qrels:
+        relevant.setdefault(qrel.query_id, set()).add(qrel.doc_id)
+    return {query_id: frozenset(doc_ids) for query_id, doc_ids in relevant.items()}
