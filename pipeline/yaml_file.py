@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import yaml
 
 from pipeline.errors import ConfigError
 
+_BOOL: Final = "tag:yaml.org,2002:bool"
+
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a name that stands twice, as DVC does; PyYAML would take the last in silence."""
+    """Reads what DVC reads: a name that stands twice is refused, and `on` and `off` are words (YAML 1.2).
+
+    PyYAML would take the last of equal names in silence, and `on`, `off`, `yes` and `no` for truth values.
+    """
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as PyYAML has it
         """Return a mapping as it is written: `<<` has not brought in others yet, which its names may override."""

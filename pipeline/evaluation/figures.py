@@ -142,7 +142,7 @@ class ResultTable:
         """Return numerator and denominator of a metric, one entry per query.
 
         harm_rate counts queries whose full image ranks a positive first and whose view does not, among all
-        queries; harm_given_first among those the full image gets right. headroom is the part of the oracle's
+        queries, harm_at_K those that have one among the first K and lose it; harm_given_first among those the full image gets right. headroom is the part of the oracle's
         gain in cond_recall_at_1 that the method gets. iou averages over crops of queries with a known
         target.
         """
@@ -171,6 +171,9 @@ class ResultTable:
             return harm, ones
         if metric == "harm_given_first":
             return harm, first
+        if metric.startswith("harm_at_"):
+            depth = int(metric.removeprefix("harm_at_"))
+            return self.hit_at("full", depth) * (1.0 - self.hit_at(method, depth)), ones
         raise ValueError(f"unknown metric {metric!r}")
 
 
@@ -299,12 +302,21 @@ def compare_pair(table: ResultTable, a: str | None, b: str | None, sure: Bootstr
 def _break_down(
     table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: Bootstrap
 ) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
-    tree: dict[str, dict[str, dict[str, dict[str, Share]]]] = {}
-    for tag in sorted({tag for query in queries for tag in query.tags}):
-        for value in sorted({query.tags[tag] for query in queries if tag in query.tags}):
-            member = np.array([query.tags.get(tag) == value for query in queries], dtype=np.float64)
-            tree.setdefault(tag, {})[value] = {m: _share_of(table, m, member, sure) for m in methods}
-    return tree
+    return {
+        tag: {value: {m: _share_of(table, m, member_Q, sure) for m in methods} for value, member_Q in values.items()}
+        for tag, values in list_members(queries).items()
+    }
+
+
+def list_members(queries: Sequence[Query]) -> dict[str, dict[str, F64]]:
+    """Return tag -> value -> 1 for each query that has it, 0 for the others; tags and values in order."""
+    return {
+        tag: {
+            value: np.array([query.tags.get(tag) == value for query in queries], dtype=np.float64)
+            for value in sorted({query.tags[tag] for query in queries if tag in query.tags})
+        }
+        for tag in sorted({tag for query in queries for tag in query.tags})
+    }
 
 
 def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:

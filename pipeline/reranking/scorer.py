@@ -59,7 +59,7 @@ class FrozenScorer:
         baseline: Mapping[str, ScoredView],
     ) -> None:
         self.views = views
-        self._documents = documents
+        self.documents = documents
         self._pools = pools
         self._baseline = baseline
         self._crops: dict[ViewKey, ScoredView] = {}
@@ -175,7 +175,7 @@ class FrozenScorer:
         for row, (query_id, _) in enumerate(keys):
             rows_of.setdefault(query_id, []).append(row)
         for query_id, rows in rows_of.items():
-            scored = rank_views(vectors_ND[rows], self._pools[query_id], self._documents)
+            scored = rank_views(vectors_ND[rows], self._pools[query_id], self.documents)
             self._crops |= {keys[row]: view for row, view in zip(rows, scored, strict=True)}
 
 

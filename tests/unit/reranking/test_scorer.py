@@ -56,7 +56,7 @@ def test_scores_equal_the_naive_recomputation(workspace: Workspace, scorer: Froz
         path = workspace.data_dir / query.image_path
         image = load_upright(path, max_pixels=10_000, root=workspace.data_dir)
         crop = image.crop(box_to_px(box, image.width, image.height)).resize((8, 8))
-        documents_KD = scorer._documents.get_vectors(pool.doc_ids)
+        documents_KD = scorer.documents.get_vectors(pool.doc_ids)
         scores_K = documents_KD @ naive.encode_images([crop])[0]
         np.testing.assert_allclose(scored.scores_K, scores_K, atol=1e-5)
         wanted = compute_outcome(scored.scores_K, pool.relevance, pool.num_relevant)

@@ -1,0 +1,1 @@
+"""Searching again: what every method finds when its view searches the whole index, on all queries."""
