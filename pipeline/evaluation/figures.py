@@ -142,9 +142,9 @@ class ResultTable:
         """Return numerator and denominator of a metric, one entry per query.
 
         harm_rate counts queries whose full image ranks a positive first and whose view does not, among all
-        queries, harm_at_K those that have one among the first K and lose it; harm_given_first among those the full image gets right. headroom is the part of the oracle's
-        gain in cond_recall_at_1 that the method gets. iou averages over crops of queries with a known
-        target.
+        queries; harm_given_first among those the full image gets right; harm_at_K, among all queries, those whose
+        full image has a positive among the first K and whose view has not. headroom is the part of the oracle's
+        gain in cond_recall_at_1 that the method gets. iou averages over crops of queries with a known target.
         """
         rows = self.rows[method]
         ones = np.ones(len(rows))

@@ -13,12 +13,12 @@ from typing import Any, Final
 from pipeline.evaluation.figures import ResultTable
 from pipeline.evaluation.methods import Choice, QuerySet, choose_full
 from pipeline.evaluation.rules import MARGINS, WEIGHTS
-from pipeline.evaluation.search.rankings import RRF, Searcher, SearchSetting
+from pipeline.evaluation.search.rankings import RRF, Fusion, Searcher, SearchSetting
 from pipeline.files.store import read_json
 from pipeline.process.progress import track
 from pipeline.types import QueryResult
 
-_MERGES: Final = tuple(SearchSetting(fusion=weight) for weight in (*WEIGHTS, RRF))
+_FUSIONS: Final[tuple[Fusion, ...]] = (*WEIGHTS, RRF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ SEARCH_METHODS: Final[Mapping[str, SearchMethod]] = {
     "base_grown": SearchMethod("base", tuple(SearchSetting(margin=margin) for margin in MARGINS)),
     "base_squared": SearchMethod("base", tuple(SearchSetting(margin=margin, is_square=True) for margin in MARGINS)),
     "base_union": SearchMethod("base", tuple(
-        SearchSetting(margin=margin, is_square=True, fusion=merge.fusion) for margin in MARGINS[:5] for merge in _MERGES
+        SearchSetting(margin=margin, fusion=fusion) for margin in MARGINS for fusion in _FUSIONS
     )),
     "sft": SearchMethod("sft"),
     "rgrpo": SearchMethod("rgrpo"),
-    "rgrpo_union": SearchMethod("rgrpo", _MERGES),
+    "rgrpo_union": SearchMethod("rgrpo", tuple(SearchSetting(fusion=fusion) for fusion in _FUSIONS)),
     "perfect": SearchMethod("perfect"),
 }  # fmt: skip
 """In the order of the table; `rgrpo` takes the view's documents, `rgrpo_union` merges them with the full image's."""

@@ -21,8 +21,8 @@ from pipeline.evaluation.rows import FusedView, Ranked, build_rows
 from pipeline.files.store import load_qrels
 from pipeline.reranking.fusion import fuse_ranks, fuse_scores
 from pipeline.reranking.scorer import FrozenScorer
-from pipeline.retrieval.encoder import F32
-from pipeline.retrieval.index import DocumentIndex, score_candidates
+from pipeline.retrieval.encoder import F32, name_encoder
+from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
 from pipeline.retrieval.search import FullImages, collect_relevant
 from pipeline.retrieval.views import ViewEncoder
 from pipeline.types import Box, Crop, Decision, Malformed, Pool, Query, QueryResult
@@ -91,7 +91,7 @@ class Searcher:
         """
         return cls(
             scorer.views,
-            scorer.index,
+            load_index(workspace.index_dir, name_encoder(params.scorer)),
             FullImages.load(workspace.pools_dir),
             collect_relevant(load_qrels(workspace.tables_dir / "qrels.parquet")),
             params.retrieve.num_candidates,
