@@ -8,10 +8,11 @@ Shapes: K documents of a search, C candidates of a merged pool, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config import Params
 from pipeline.core.ranking import rank_candidates
@@ -24,13 +25,14 @@ from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval.encoder import F32, name_encoder
 from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
 from pipeline.retrieval.search import FullImages, collect_relevant
-from pipeline.retrieval.views import ViewEncoder
-from pipeline.types import Box, Crop, Decision, Malformed, Pool, Query, QueryResult
+from pipeline.retrieval.views import ViewEncoder, ViewKey
+from pipeline.types import Crop, Decision, Malformed, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
 
 RRF: Final = "rrf"
 """In place of a weight: Reciprocal Rank Fusion."""
 Fusion = float | Literal["rrf"]
+_CROPS_AT_ONCE: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +52,20 @@ class SearchSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Documents with their scores, best first."""
+class _Searched:
+    """What one crop's search brings, beside the full image's pool; nothing in it depends on how both are merged.
 
-    doc_ids: Sequence[str]
-    scores_K: F32
+    Attributes:
+        own: ids of the K documents that the crop finds, best first.
+        doc_ids: C candidates, those of the pool first, then those that only the crop finds.
+        view_C: the crop's score with each candidate.
+        full_C: the full image's score with each candidate.
+    """
+
+    own: tuple[str, ...]
+    doc_ids: tuple[str, ...]
+    view_C: F32
+    full_C: F32
 
 
 class Searcher:
@@ -81,6 +92,7 @@ class Searcher:
         self._full_images = full_images
         self._relevant = relevant
         self._num_candidates = min(num_candidates, len(index))
+        self._searched: dict[ViewKey, _Searched] = {}
 
     @classmethod
     def load(cls, params: Params, workspace: Workspace, scorer: FrozenScorer) -> Searcher:
@@ -108,54 +120,69 @@ class Searcher:
         decisions = [
             _reshape(decision, query, shape) for query, (decision, _) in zip(queries.queries, choices, strict=True)
         ]
-        crops = [(q.query_id, d.box) for q, d in zip(queries.queries, decisions, strict=True) if isinstance(d, Crop)]
-        vectors = iter(self._embed(crops))
-        ranked, pools = [], []
-        for decision, (_, completion), pool in zip(decisions, choices, queries.pools, strict=True):
-            found = Found(pool.doc_ids, np.asarray(pool.scores, dtype=np.float32))
-            if isinstance(decision, Crop):
-                found = self._search(next(vectors), pool, setting.fusion)
-            final = self._cut(pool, found)
-            view = None if isinstance(decision, Malformed) else FusedView.of(np.asarray(final.scores), final)
-            ranked.append(Ranked(decision, completion, view))
-            pools.append(final)
-        return build_rows(method, ranked, queries.queries, pools)
-
-    def _embed(self, crops: Sequence[tuple[str, Box]]) -> list[F32]:
-        keys = [self._views.name_crop(query_id, box) for query_id, box in crops]
-        cut = iter(self._views.encode([key for key in keys if key is not None]))
-        return [
-            self._full_images.get_vectors([query_id])[0] if key is None else next(cut)
-            for key, (query_id, _) in zip(keys, crops, strict=True)
+        keys = [
+            self._views.name_crop(query.query_id, decision.box) if isinstance(decision, Crop) else None
+            for query, decision in zip(queries.queries, decisions, strict=True)
         ]
+        self._search({key: pool for key, pool in zip(keys, queries.pools, strict=True) if key is not None})
+        final = [
+            pool if key is None else self._merge(self._searched[key], pool, setting.fusion)
+            for key, pool in zip(keys, queries.pools, strict=True)
+        ]
+        final = [self._cut(pool) for pool in final]
+        ranked = [
+            Ranked(decision, completion, None if isinstance(decision, Malformed) else rank_as_pooled(pool))
+            for decision, (_, completion), pool in zip(decisions, choices, final, strict=True)
+        ]
+        return build_rows(method, ranked, queries.queries, final)
 
-    def _search(self, vector_D: F32, pool: Pool, fusion: Fusion | None) -> Found:
-        scores_1K, rows_1K = self._index.search(vector_D[None], self._num_candidates)
-        own = Found([self._index.doc_ids[row] for row in rows_1K[0]], scores_1K[0])
-        return own if fusion is None else self._merge(vector_D, own, pool, fusion)
+    def _search(self, pools: Mapping[ViewKey, Pool]) -> None:
+        """Search with the crops that are new; a crop is searched with once, however often it is merged."""
+        new = [key for key in pools if key not in self._searched]
+        for start in range(0, len(new), _CROPS_AT_ONCE):
+            part = new[start : start + _CROPS_AT_ONCE]
+            vectors_ND = self._views.encode(part)
+            _, rows_NK = self._index.search(vectors_ND, self._num_candidates)
+            for key, vector_D, rows_K in zip(part, vectors_ND, rows_NK, strict=True):
+                own = tuple(self._index.doc_ids[row] for row in rows_K)
+                self._searched[key] = self._join(vector_D, own, pools[key])
 
-    def _merge(self, vector_D: F32, own: Found, pool: Pool, fusion: Fusion) -> Found:
-        """Merge both searches' documents; of equal scores those of the full image come first."""
-        doc_ids = list(dict.fromkeys([*pool.doc_ids, *own.doc_ids]))
-        if fusion == RRF:
-            return Found(doc_ids, fuse_ranks(doc_ids, [pool.doc_ids, own.doc_ids]).astype(np.float32))
+    def _join(self, vector_D: F32, own: tuple[str, ...], pool: Pool) -> _Searched:
+        doc_ids = tuple(dict.fromkeys([*pool.doc_ids, *own]))
         both_2D = np.stack([vector_D, self._full_images.get_vectors([pool.query_id])[0]])
         view_C, full_C = score_candidates(both_2D, self._index.get_vectors(doc_ids))
-        return Found(doc_ids, fuse_scores(view_C, full_C, float(fusion)).astype(np.float32))
+        return _Searched(own, doc_ids, view_C, full_C)
 
-    def _cut(self, pool: Pool, found: Found) -> Pool:
-        """Return the documents that a query ends with, as a pool."""
-        best = rank_candidates(found.scores_K)[: self._num_candidates]
-        doc_ids = tuple(found.doc_ids[k] for k in best)
+    def _merge(self, searched: _Searched, pool: Pool, fusion: Fusion | None) -> Pool:
+        """Return the candidates in the pool's place, with the scores that order them."""
+        if fusion is None:
+            score_of = dict(zip(searched.doc_ids, searched.view_C, strict=True))
+            return self._as_pool(pool, searched.own, np.array([score_of[doc_id] for doc_id in searched.own]))
+        if fusion == RRF:
+            scores_C: npt.NDArray[np.floating] = fuse_ranks(searched.doc_ids, [pool.doc_ids, searched.own])
+        else:
+            scores_C = fuse_scores(searched.view_C, searched.full_C, float(fusion))
+        return self._as_pool(pool, searched.doc_ids, scores_C)
+
+    def _cut(self, pool: Pool) -> Pool:
+        """Return the documents that a query ends with; of equal scores those of the full image come first."""
+        scores_C = np.asarray(pool.scores)
+        best = rank_candidates(scores_C)[: self._num_candidates]
+        return self._as_pool(pool, [pool.doc_ids[c] for c in best], scores_C[best])
+
+    def _as_pool(self, pool: Pool, doc_ids: Sequence[str], scores_C: npt.NDArray[np.floating]) -> Pool:
         answers = self._relevant.get(pool.query_id, frozenset())
-        return Pool(
-            query_id=pool.query_id,
-            split=pool.split,
-            doc_ids=doc_ids,
-            scores=tuple(float(found.scores_K[k]) for k in best),
+        return replace(
+            pool,
+            doc_ids=tuple(doc_ids),
+            scores=tuple(float(score) for score in scores_C),
             relevance=tuple(doc_id in answers for doc_id in doc_ids),
-            num_relevant=pool.num_relevant,
         )
+
+
+def rank_as_pooled(pool: Pool) -> FusedView:
+    """Return the view that ranks a pool by the scores that stand in it."""
+    return FusedView.of(np.asarray(pool.scores), pool)
 
 
 def _reshape(decision: Decision, query: Query, shape: Reshaping) -> Decision:
