@@ -50,10 +50,10 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
+    scorer = FrozenScorer.load(params, workspace)
     answers = read_answers(workspace, val.queries, test.queries)
     lender = workspace.lender_report_path
     carried = None if lender is None else carry_choices(lender, answers.policy_digest)
-    scorer = FrozenScorer.load(params, workspace)
     sure = Bootstrap(params.evaluate, params.seed, val.queries)
     chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, sure)
     choices = _choose_without_policy(params, test, scorer) | answers.test

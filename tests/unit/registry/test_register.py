@@ -285,7 +285,7 @@ def test_figures_of_other_inputs_are_not_registered(world: FakeWorld) -> None:
     )
     changes: list[tuple[Path, Callable[[], object], str]] = [
         (pools, lambda: save_pools(pools, _reverse(world)), "of another state of .*pools; run evaluate again"),
-        (config, lambda: config.write_text("[]"), "of another state of .*policy; run evaluate again"),
+        (config, lambda: config.write_text("[]"), "of another state of .*policy; run answer and evaluate again"),
         (meta, lambda: write_json(meta, {"encoder_digest": "x", "documents_sha256": "d"}), "run retrieve again"),
     ]
     with stage_run("register", _params_of(world), spaces.data_dir.parent) as run:
