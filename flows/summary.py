@@ -29,14 +29,14 @@ def publish_summary(root: Path, run_id: str, stage_states: Mapping[str, str]) ->
 
 def build_summary(root: Path, run_id: str, stage_states: Mapping[str, str]) -> str:
     """Return the summary as markdown."""
-    evaluation_dir = Workspace.at(root).evaluation_dir
-    report_path = evaluation_dir / "report.html"
+    workspace = Workspace.at(root)
+    report_path = workspace.report_dir / "report.html"
     ui = os.environ.get(MLFLOW_UI_VARIABLE, _DEFAULT_MLFLOW_UI).rstrip("/")
     links = [f"- MLflow: [run {run_id}]({ui}/#/runs/{run_id}) (`region-r1 ui` serves it)"]
     if report_path.is_file():
         links.insert(0, f"- Report: [{report_path.relative_to(root)}]({report_path.resolve().as_uri()})")
     stages = "\n".join(f"| {stage} | {state} |" for stage, state in stage_states.items())
-    table = _build_table(evaluation_dir / "report.json")
+    table = _build_table(workspace.evaluation_dir / "report.json")
     return "\n".join(["# Region-R1", "", table, "", *links, "", "| stage | state |", "|---|---|", stages, ""])
 
 

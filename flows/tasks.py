@@ -5,7 +5,7 @@ DVC alone decides what is stale; Prefect's own cache stays off.
 Retries, only where a second try can end otherwise. A stage is a function of its inputs: an error of the user
 or of ours comes back, and a time limit is a limit. What remains:
 - data: a remote that cannot be read now may answer in a minute, so two more tries;
-- train: after a kill it goes on from its last checkpoint, so one more try finishes what the first began.
+- train and answer: after a kill they go on from what they have kept, so one more try finishes what the first began.
   The other stages start from nothing and would meet the same lack of memory.
 """
 
@@ -24,7 +24,8 @@ from flows.execution.pools import run_on_pool
 from flows.execution.steps import BUSY, KILLED, UNAVAILABLE, USER_ERROR, StageContext, run_step
 from pipeline.stages import STAGES
 
-GPU_STAGES = frozenset({"warmup", "train"})
+GPU_STAGES = frozenset({"warmup", "train", "answer"})
+RESUMED_STAGES = frozenset({"train", "answer"})
 _USER_ERROR_CODE = 2
 
 
@@ -52,7 +53,7 @@ def data_task(context: StageContext) -> State[Any]:
 
 def _build_stage_task(stage: str) -> Task[[StageContext], State[Any]]:
     @task(
-        name=stage, task_run_name=stage, retries=1 if stage == "train" else 0, retry_condition_fn=can_retry,
+        name=stage, task_run_name=stage, retries=1 if stage in RESUMED_STAGES else 0, retry_condition_fn=can_retry,
         cache_policy=NO_CACHE, persist_result=False,
     )  # fmt: skip
     def run_stage(context: StageContext) -> State[Any]:

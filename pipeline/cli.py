@@ -275,7 +275,7 @@ def evaluate_world(
     from pipeline.runs.tracking import null_run
     from pipeline.stages import STAGES
 
-    for stage in ("prepare", "index", "retrieve", "evaluate"):
+    for stage in ("prepare", "index", "retrieve", "answer", "evaluate", "report"):
         STAGES[stage](params, workspace, null_run())
     _print_results(workspace, as_json=as_json)
 
@@ -390,7 +390,7 @@ def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None 
         console.print(f"{line} ({span})" if span else line, highlight=False)
     if of_lock is not None:
         console.print(reproduction.describe(), highlight=False, soft_wrap=True)
-    console.print(f"[dim]report: {workspace.evaluation_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
+    console.print(f"[dim]report: {workspace.report_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
 
 
 def _print_ablations(workspace: Workspace, *, as_json: bool) -> None:

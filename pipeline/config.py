@@ -316,8 +316,14 @@ class TrainParams(_Section):
         return self
 
 
+class AnswerParams(_Section):
+    """What the policies are asked is fixed, but for how often."""
+
+    num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
+
+
 class EvaluateParams(_Section):
-    """Methods are fixed; how sure we want to be of their differences, and how the policy is probed, are not."""
+    """Methods are fixed; how sure we want to be of their differences, and what harm may be, are not."""
 
     num_resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="bootstrap and randomisation draws")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
@@ -327,7 +333,6 @@ class EvaluateParams(_Section):
     harm_level: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         default=0.05, description="chance that the threshold chosen on val breaks that bound all the same"
     )
-    num_samples: PositiveInt = Field(default=8, description="crops sampled per query for label-free selection")
     transfer_scorer: ModelPath = Field(
         default="demo/models/tiny-siglip",
         description="folder of a second frozen scorer that re-ranks the same pools; scorer.path again for none",
@@ -397,6 +402,7 @@ class Params(_Section):
     warmup: WarmupParams = WarmupParams()
     reward: RewardParams = RewardParams()
     train: TrainParams = TrainParams()
+    answer: AnswerParams = AnswerParams()
     evaluate: EvaluateParams = EvaluateParams()
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
     ablation: AblationParams = AblationParams()

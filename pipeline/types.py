@@ -9,6 +9,7 @@ from typing import Literal
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Way = Literal["free", "blind", "forced", "sampled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,30 @@ class Malformed:
 
 
 Decision = KeepFull | Crop | Malformed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer of a policy, as the stage answer asked for it.
+
+    Attributes:
+        policy: which one was asked: `base`, `sft` or `rgrpo`.
+        way: how it was asked: `free`, greedily; `blind`, the same about a grey picture; `forced`, greedily with REGION
+            forced; `sampled`, drawn with REGION forced.
+        sample: number of the draw from 0; None where nothing was drawn.
+        decision: what the completion says.
+        completion: the text as generated.
+        p_region: probability that the policy, unforced, opens a region.
+    """
+
+    policy: str
+    way: Way
+    split: Split
+    query_id: str
+    sample: int | None
+    decision: Decision
+    completion: str
+    p_region: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

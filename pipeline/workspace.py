@@ -75,13 +75,19 @@ class Workspace:
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Training checkpoints; survive a kill, no stage output."""
+        """What unfinished stages have finished; survives a kill, no stage output."""
         return self.artifacts_dir / "checkpoints"
+
+    # answer
+    @property
+    def answers_dir(self) -> Path:
+        """Every answer of the policies, and whose answers to what they are."""
+        return self.artifacts_dir / "answers"
 
     # evaluate
     @property
     def evaluation_dir(self) -> Path:
-        """One row per query and method, report.json, report.html, TREC runs."""
+        """One row per query and method, report.json, TREC runs."""
         return self.artifacts_dir / "evaluation"
 
     @property
@@ -90,6 +96,12 @@ class Workspace:
         if self.policies_dir == self.artifacts_dir:
             return None
         return self.policies_dir / "evaluation" / "report.json"
+
+    # report
+    @property
+    def report_dir(self) -> Path:
+        """The page (report.html) and sample crops."""
+        return self.artifacts_dir / "report"
 
     # register
     @property

@@ -21,8 +21,9 @@ from pipeline.ablation.basis import METRICS, SECTIONS, compute_basis, name_metho
 from pipeline.ablation.collapse import collapse_policy
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.evaluation.answers.asking import ask_in_batches
 from pipeline.evaluation.figures import ResultTable
-from pipeline.evaluation.methods import ask_policy, choose_full
+from pipeline.evaluation.methods import choose_full
 from pipeline.evaluation.query_set import load_query_set
 from pipeline.evaluation.rows import score_choices
 from pipeline.files.store import (
@@ -172,7 +173,8 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
             log=null_run().log_metrics,
             checkpoints_dir=training_dir,
         )
-    choices = ask_policy(policy, bench.queries, bench.workspace.data_dir, params, name=name)
+    answers = ask_in_batches(policy.decide, bench.queries, bench.workspace.data_dir, params, label=f"{name}: test")
+    choices = [(answer.decision, answer.completion) for answer in answers]
     rows = score_choices(name_method(params.seed), choices, bench.queries, bench.pools, bench.scorer)
     with replace_dir(seed_dir) as folder:
         save_results(folder / "results.parquet", rows)

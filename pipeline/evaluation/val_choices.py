@@ -112,7 +112,7 @@ def carry_choices(report_path: Path, policy_digest: str) -> ValChoices:
     """
     report = read_json(report_path, stage="evaluate")
     if report.get("policy_digest") != policy_digest:
-        raise StageError(f"{report_path} is of another policy than the trained one; run evaluate first")
+        raise StageError(f"{report_path} is of another policy than the one asked; run answer and evaluate again")
     names = Setting.__dataclass_fields__
     return ValChoices(
         settings={

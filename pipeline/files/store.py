@@ -27,9 +27,14 @@ from pipeline.files.atomic import replace_file as replace_file
 from pipeline.files.atomic import sweep as sweep
 from pipeline.files.atomic import writing as writing
 from pipeline.types import (
+    Answer,
     Box,
+    Crop,
     CurvePoint,
+    Decision,
     Document,
+    KeepFull,
+    Malformed,
     Outcome,
     Pool,
     Qrel,
@@ -154,8 +159,8 @@ def _boxed(record: object, name: str) -> Row:
     return {**row, name: _box_to_list(row[name])}
 
 
-def _text(name: str) -> pa.Field:
-    return pa.field(name, pa.string(), nullable=False)
+def _text(name: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, pa.string(), nullable=nullable)
 
 
 def _int(name: str, *, nullable: bool = False) -> pa.Field:
@@ -278,6 +283,45 @@ _CURVES: _Table[CurvePoint] = _Table(
     from_row=lambda row: CurvePoint(**row),
 )
 
+
+def _answer_to_row(answer: Answer) -> Row:
+    decision = answer.decision
+    boxes = [list(decision.box.as_tuple())] if isinstance(decision, Crop) else []
+    kind = "malformed" if isinstance(decision, Malformed) else "region" if boxes else "full"
+    reason = decision.reason if isinstance(decision, Malformed) else None
+    return {**_to_row(answer), "decision": kind, "boxes": boxes, "reason": reason}
+
+
+def _answer_from_row(row: Row) -> Answer:
+    kind, boxes, reason = row.pop("decision"), row.pop("boxes"), row.pop("reason")
+    decision: Decision = KeepFull() if kind == "full" else Malformed(reason)
+    if kind == "region":
+        (box,) = boxes
+        decision = Crop(Box(*box))
+    return Answer(**row, decision=decision)
+
+
+_ANSWERS: _Table[Answer] = _Table(
+    stage="answer",
+    schema=pa.schema(
+        [
+            _text("policy"),
+            _text("way"),
+            _text("split"),
+            _text("query_id"),
+            _int("sample", nullable=True),
+            _text("decision"),
+            # Several, so that a decision of more than one region is no other table.
+            _list("boxes", pa.list_(pa.field("element", pa.float64()))),
+            _text("reason", nullable=True),
+            _text("completion"),
+            _float("p_region"),
+        ]
+    ),
+    to_row=_answer_to_row,
+    from_row=_answer_from_row,
+)
+
 _RESULTS: _Table[QueryResult] = _Table(
     stage="evaluate",
     schema=pa.schema(
@@ -290,7 +334,7 @@ _RESULTS: _Table[QueryResult] = _Table(
             _list("scores", pa.float64()),
             *_OUTCOME_FIELDS,
             _float("iou", nullable=True),
-            pa.field("completion", pa.string()),
+            _text("completion", nullable=True),
         ]
     ),
     to_row=lambda result: _boxed(result, "box"),
@@ -393,6 +437,16 @@ def save_curves(path: Path, points: Iterable[CurvePoint]) -> None:
 def load_curves(path: Path) -> list[CurvePoint]:
     """Read curves/STAGE.parquet; raises StageError if the training has not run."""
     return _CURVES.load(path)
+
+
+def save_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write answers/answers.parquet."""
+    _ANSWERS.save(path, answers)
+
+
+def load_answers(path: Path) -> list[Answer]:
+    """Read answers/answers.parquet, in the order written; raises StageError if answer has not run."""
+    return _ANSWERS.load(path)
 
 
 def save_results(path: Path, results: Iterable[QueryResult]) -> None:

@@ -169,7 +169,8 @@ def _estimate(
         "retrieve": _add(_NO_WEIGHTS, frozen),
         "warmup": _add(sft, frozen),
         "train": _add(grpo, frozen),
-        "evaluate": _add(_NO_WEIGHTS, [*idle, *both]),
+        "answer": _add(_NO_WEIGHTS, idle),
+        "evaluate": _add(_NO_WEIGHTS, both),
     }
 
 
@@ -201,6 +202,10 @@ def _find_times(params: Params, root: Path) -> dict[str, tuple[float, str]]:
     if _same(train, sections, ("policy", "scorer")) and work.items() <= train["params"]["train"].items():
         each = float(train["step_seconds"])
         times["train"] = (each * params.train.max_steps, f"{each:.2f} s a step in the last run")
+    answer = _read_provenance(workspace, "answer")
+    if _same(answer, sections, ("policy", "answer", "batches")) and "answers_per_s" in answer:
+        rate = float(answer["answers_per_s"])
+        times["answer"] = (answer["figures"]["num_answers"] / rate, f"{rate:.0f} answers/s in the last run")
     return times
 
 

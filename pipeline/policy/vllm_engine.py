@@ -1,4 +1,4 @@
-"""Answers by vLLM in place of transformers' `generate`, for policies that are only asked (stage evaluate).
+"""Answers by vLLM in place of transformers' `generate`, for policies that are only asked (stage answer).
 
 Written from vLLM's documentation and tested against a stand-in of its interface; no vLLM has run this yet. Training
 never uses it: a trained policy's weights would have to reach vLLM after every step, which nobody could check here.

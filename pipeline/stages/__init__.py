@@ -13,7 +13,7 @@ from pipeline.workspace import Workspace
 
 StageFunction = Callable[[Params, Workspace, StageRun], dict[str, float]]
 
-STAGE_NAMES = ("prepare", "index", "retrieve", "warmup", "train", "evaluate", "register")
+STAGE_NAMES = ("prepare", "index", "retrieve", "warmup", "train", "answer", "evaluate", "report", "register")
 
 
 def _run(name: str, params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Stage evaluate: every method on every test query, and how the trained policy behaves; tables, runs, the report."""
+"""Stage evaluate: every method on every test query, and how the trained policy behaves; tables, runs, report.json.
+
+What the policies say was asked by the stage answer. Here it is scored, and no policy is loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ from typing import Any
 
 from pipeline.config import Params
 from pipeline.evaluation import methods as m
-from pipeline.evaluation.answers import ask_policies
-from pipeline.evaluation.decoration import decorate
+from pipeline.evaluation.answers.reading import read_answers
 from pipeline.evaluation.figures import BEST_PAIR, Bootstrap, EvalReport, ResultTable, compute_report
 from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.probes.behaviour import SecondScorer, describe_behaviour
@@ -20,8 +22,6 @@ from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
 from pipeline.files.store import load_qrels, replace_dir, save_results, write_json
-from pipeline.models.model_folder import check_base, compute_model_digest
-from pipeline.policy.families import check_pictures, load_frames
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import StageRun
 from pipeline.types import Query, QueryResult
@@ -33,7 +33,7 @@ VAL_METRICS = ("cond_recall_at_1", "harm_rate")
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
-    """Evaluate all methods and write `evaluation_dir`: the results first, then what decorates them.
+    """Evaluate all methods and write `evaluation_dir`.
 
     What is left open is chosen on val, or taken over from the run whose policies this workspace borrows; test is only
     measured.
@@ -44,25 +44,20 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         without value is left out.
 
     Raises:
-        StageError: there is no test query, or a val or test query has no pool; a borrowed policy's own run has not
-            been evaluated.
-        ModelError: a policy or a scorer cannot be loaded, or a policy cannot read some query's picture.
+        StageError: there is no test query, or a val or test query has no pool; answer has not run, or on other
+            queries; a borrowed policy's own run has not been evaluated.
+        ModelError: a scorer cannot be loaded.
     """
     val, test = load_query_set(workspace, "val"), load_query_set(workspace, "test")
     queries, pools = test.queries, test.pools
-    check_base(params.policy.path, (workspace.sft_dir, workspace.policy_dir))
-    check_pictures(load_frames(params.policy.path), [*val.queries, *test.queries])
-    policy_digest = compute_model_digest(workspace.policy_dir)
-    lender = workspace.lender_report_path
-    carried = None if lender is None else carry_choices(lender, policy_digest)
-    # A stale index shall not show only after hours of answers; weights wait, for the policy needs the device.
-    FrozenScorer.check(params, workspace)
-    said = ask_policies(params, workspace, val, test)
     scorer = FrozenScorer.load(params, workspace)
+    answers = read_answers(workspace, val.queries, test.queries)
+    lender = workspace.lender_report_path
+    carried = None if lender is None else carry_choices(lender, answers.policy_digest)
     sure = Bootstrap(params.evaluate, params.seed, val.queries)
-    chosen = carried or choose_on_val(said.val, {"rgrpo": said.probed.list_forced("val")}, val, scorer, sure)
-    choices = _choose_without_policy(params, test, scorer) | said.test
-    by_method = rank_methods(choices, {"rgrpo": said.probed.list_forced("test")}, chosen.settings, test, scorer)
+    chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, sure)
+    choices = _choose_without_policy(params, test, scorer) | answers.test
+    by_method = rank_methods(choices, {"rgrpo": answers.probed.list_forced("test")}, chosen.settings, test, scorer)
     results = [row for rows in by_method.values() for row in rows]
     second = _load_second_scorer(params, workspace, test)
     logger.info("evaluate: %d rows; computing intervals", len(results))
@@ -70,7 +65,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     behaviour = describe_behaviour(
         table,
         choices,
-        said.probed,
+        answers.probed,
         val,
         test,
         scorer,
@@ -84,7 +79,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         queries,
         params.evaluate,
         seed=params.seed,
-        provenance=_describe_run(params, workspace, val, test) | {"policy_digest": policy_digest},
+        provenance=_describe_run(params, workspace, val, test) | {"policy_digest": answers.policy_digest},
         choices=chosen.as_json(list(by_method)),
         behaviour=behaviour,
     )
@@ -93,7 +88,6 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         save_results(folder / "val_results.parquet", chosen.rows)
         write_json(folder / "report.json", report.as_json())
         _save_runs(folder / "runs", by_method, workspace, queries)
-    decorate(report, test, by_method, params, workspace)
     return _record(report, workspace.evaluation_dir, run)
 
 
@@ -152,9 +146,7 @@ def _save_runs(
 
 
 def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]:
-    for name, place in (("report.json", "evaluation"), ("report.html", "evaluation"), ("crops", "crops")):
-        if (folder / name).exists():  # what decorates the results may be missing
-            run.log_artifact(folder / name, place)
+    run.log_artifact(folder / "report.json", "evaluation")
     run.set_tags({name: str(report.provenance[name]) for name in ("data_md5", "pools_sha256", "val_pools_sha256")})
     counts = {"num_queries": float(report.num_queries), "num_with_positive": float(report.num_with_positive)}
     means = {

@@ -113,14 +113,14 @@ def _check_evaluated(report: Mapping[str, Any], val: QuerySet, params: Params, w
     if any(index[name] != pools[name] for name in _MADE_WITH):
         raise StageError(f"{workspace.pools_dir} was made with another index than lies here; run retrieve again")
     present = {
-        "pools_sha256": (workspace.pools_dir, hash_pools(load_query_set(workspace, "test").pools)),
-        "val_pools_sha256": (workspace.pools_dir, hash_pools(val.pools)),
-        "policy_digest": (workspace.policy_dir, compute_model_digest(workspace.policy_dir)),
-        "params_sha256": ("params.yaml", params.sha256()),
+        "pools_sha256": (workspace.pools_dir, hash_pools(load_query_set(workspace, "test").pools), "evaluate"),
+        "val_pools_sha256": (workspace.pools_dir, hash_pools(val.pools), "evaluate"),
+        "policy_digest": (workspace.policy_dir, compute_model_digest(workspace.policy_dir), "answer and evaluate"),
+        "params_sha256": ("params.yaml", params.sha256(), "evaluate"),
     }
-    for name, (what, digest) in present.items():
+    for name, (what, digest, stages) in present.items():
         if report.get(name) != digest:
-            raise StageError(f"{workspace.evaluation_dir} is of another state of {what}; run evaluate again")
+            raise StageError(f"{workspace.evaluation_dir} is of another state of {what}; run {stages} again")
 
 
 def _hash_content(content: Mapping[str, Any], workspace: Workspace) -> str:

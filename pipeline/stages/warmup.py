@@ -41,7 +41,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         StageError: an earlier stage has not run, or there are no training pools.
         ModelError: scorer or base policy cannot be loaded, or the policy cannot read some query's picture.
     """
-    # What evaluate could not ask about is told before the hours of training, not after.
+    # What answer could not ask about is told before the hours of training, not after.
     check_pictures(load_frames(params.policy.path), load_asked(workspace))
     seed_everything(params.seed)
     policy = load_policy(params.policy.path, params.policy, params.batches.policy)

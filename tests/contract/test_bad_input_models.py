@@ -204,7 +204,7 @@ def test_scorer_of_another_family_is_refused(checkout: Checkout, model: str, sai
 
 
 @pytest.mark.parametrize("base", ["other_llava", "qwen"])
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", "answer"])
 def test_policy_trained_from_another_base_is_refused(checkout: Checkout, base: str, stage: str) -> None:
     checkout.add_policies("llava")
     checkout.set("policy", path=str(checkout.models / base))

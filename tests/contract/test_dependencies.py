@@ -70,10 +70,21 @@ def test_code_that_is_left_out_is_there_and_imported() -> None:
     assert {CHECKOUT / path for path in BESIDE_RESULTS} <= imported
 
 
-def test_templates_of_the_page_lie_in_a_folder_that_evaluate_depends_on() -> None:
+def test_only_the_stage_answer_loads_policies_for_an_evaluation() -> None:
+    rooms = {
+        stage: {name.split(".")[1] for name in find_closure(f"pipeline.stages.{stage}") if "." in name}
+        for stage in ("answer", "evaluate", "report")
+    }
+    assert "policy" in rooms["answer"]
+    assert "policy" not in rooms["evaluate"]
+    # What a chart shows was measured by others; scorers and trainings cannot make it stale.
+    assert not {"policy", "training", "reranking", "retrieval", "models"} & rooms["report"]
+
+
+def test_templates_of_the_page_lie_in_a_folder_that_report_depends_on() -> None:
     templates = list((CHECKOUT / "pipeline").rglob("*.j2"))
     assert templates
-    folders = {CHECKOUT / dep for dep in _read_stage("evaluate")["deps"]}
+    folders = {CHECKOUT / dep for dep in _read_stage("report")["deps"]}
     assert all(folders & set(template.parents) for template in templates)
 
 

@@ -22,7 +22,9 @@ OUTS = {
     "retrieve": [WORKSPACE.pools_dir],
     "warmup": [WORKSPACE.curve_path("warmup"), WORKSPACE.labels_dir, WORKSPACE.sft_dir],
     "train": [WORKSPACE.curve_path("train"), WORKSPACE.policy_dir, WORKSPACE.rollouts_dir],
+    "answer": [WORKSPACE.answers_dir],
     "evaluate": [WORKSPACE.evaluation_dir],
+    "report": [WORKSPACE.report_dir],
     "register": [WORKSPACE.registration_path],
 }
 

@@ -16,8 +16,8 @@ from tests.import_closure import CHECKOUT
 
 # DVC's own; and each test asks it in a checkout of its own.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-AFTER_PREPARE = set(STAGE_NAMES) - {"prepare"}
-WITH_POLICY = {"warmup", "train", "evaluate", "register"}
+WITH_POLICY = {"warmup", "train", "answer", "register"}
+WITH_SCORER = set(STAGE_NAMES) - {"prepare", "answer", "report"}
 
 
 class Checkout:
@@ -105,7 +105,7 @@ def test_what_cannot_change_a_result_makes_nothing_stale(
 
 @pytest.mark.parametrize(
     ("folder", "stale"),
-    [("scorer", AFTER_PREPARE), ("policy", WITH_POLICY), ("evaluate", {"evaluate"})],
+    [("scorer", WITH_SCORER), ("policy", WITH_POLICY), ("evaluate", {"evaluate"})],
 )
 def test_a_changed_model_folder_makes_its_stages_stale(checkout: Checkout, folder: str, stale: set[str]) -> None:
     _write(checkout.models / folder / "model.safetensors", "other weights")
@@ -120,7 +120,9 @@ def test_a_changed_model_folder_makes_its_stages_stale(checkout: Checkout, folde
         ("training/sft", {"warmup"}),
         ("training/grpo", {"train"}),
         ("registry/serving", {"register"}),
-        ("report/page", {"evaluate"}),
+        ("evaluation/answers/asking", {"answer"}),
+        ("evaluation/oracle", {"evaluate"}),
+        ("report/charts", {"report"}),
         ("process/progress", set()),
         ("cli", set()),
     ],
@@ -136,7 +138,9 @@ def test_changed_code_makes_the_stages_stale_that_import_it(checkout: Checkout, 
     [
         ("register", {"model_name": "other"}, {"register"}),
         ("train", {"beta": 0.5}, {"train", "evaluate"}),  # evaluate's report names the parameters behind it
-        ("scorer", {"dtype": "float16"}, AFTER_PREPARE),
+        ("answer", {"num_samples": 3}, {"answer", "evaluate"}),  # likewise
+        ("evaluate", {"num_resamples": 300}, {"evaluate", "register"}),
+        ("scorer", {"dtype": "float16"}, WITH_SCORER),
     ],
 )
 def test_a_changed_section_makes_the_stages_stale_that_read_it(

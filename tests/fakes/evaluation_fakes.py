@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw
 from pipeline.config import Params
 from pipeline.core.boxes import compute_iou
 from pipeline.core.ranking import compute_outcome
-from pipeline.evaluation import decoration
 from pipeline.files.store import save_documents, save_pools, save_qrels, save_queries
-from pipeline.report.page import render_page
 from pipeline.reranking import scorer as scorer_module
+from pipeline.runs.tracking import null_run
+from pipeline.stages import answer as answer_stage
 from pipeline.stages import evaluate as evaluate_stage
 from pipeline.types import (
     Box,
@@ -131,25 +131,22 @@ class FakeWorld:
 
 
 def build_fake_world(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    num_queries: int = 24,
-    num_val: int = NUM_VAL,
-    *,
-    with_page: bool = False,
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_queries: int = 24, num_val: int = NUM_VAL
 ) -> FakeWorld:
-    """Write data and tables, and put formulas in the place of the scorer and the policies.
-
-    Drawing the page takes most of an evaluation's time here, so it is left blank unless a test looks at it.
-    """
+    """Write data and tables, and put formulas in the place of the scorer and the policies."""
     workspace = Workspace.at(folder)
     queries, pools = _write_world(workspace, {"test": num_queries, "val": num_val})
-    workspace.policy_dir.mkdir(parents=True)
-    (workspace.policy_dir / "config.json").write_text("{}")
+    for policy_dir in (workspace.sft_dir, workspace.policy_dir):
+        policy_dir.mkdir(parents=True)
+        (policy_dir / "config.json").write_text("{}")
     policies = _plant_formulas(monkeypatch, queries, pools)
-    # Set both ways: another world of the same module may have left it blank.
-    monkeypatch.setattr(decoration, "render_page", render_page if with_page else lambda _: "")
     return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
+
+
+def ask_and_evaluate(params: Params, workspace: Workspace) -> dict[str, float]:
+    """Run the stages answer and evaluate, and return the figures of the latter."""
+    answer_stage.run(params, workspace, null_run())
+    return evaluate_stage.run(params, workspace, null_run())
 
 
 def _write_world(
@@ -232,17 +229,16 @@ def _plant_formulas(
     policies: dict[str, FakePolicy] = {}
 
     def load_policy(path: object, params: object, batch_size: int) -> FakePolicy:
-        name = "base" if path == PARAMS.policy.path else Path(str(path)).name
+        name = "base" if str(path) == PARAMS.policy.path else Path(str(path)).name
         return policies.setdefault(name, FakePolicy(name))
 
-    # The served model opens its policy by the first, the stage evaluate by the second.
+    # The served model opens its policy by the first, the stage answer by the second.
     for module, function in (("policy", "load_policy"), ("vllm_engine", "load_asked_policy")):
         fake_module = types.ModuleType(f"pipeline.policy.{module}")
         setattr(fake_module, function, load_policy)
         monkeypatch.setitem(sys.modules, fake_module.__name__, fake_module)
     all_queries, all_pools = _join(queries), _join(pools)
     first, second = FakeScorer(all_queries, all_pools), FakeScorer(all_queries, all_pools, strength=0.3)
-    monkeypatch.setattr(scorer_module.FrozenScorer, "check", lambda *_: None)
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
     return policies

@@ -1,4 +1,4 @@
-"""All seven stages, one after another, on a tiny world with tiny random models."""
+"""All nine stages, one after another, on a tiny world with tiny random models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class FinishedRun:
             policy_dir,
             policy={"lora": lora},
             # The second scorer is a copy of the first one: it must find what the first one found.
-            evaluate={"num_samples": 2, "transfer_scorer": str(shutil.copytree(scorer_dir, root / "second"))},
+            answer={"num_samples": 2},
+            evaluate={"transfer_scorer": str(shutil.copytree(scorer_dir, root / "second"))},
         )
         self.figures = {stage: run_stage(stage, root / "params.yaml", root) for stage in STAGES}
 
@@ -59,7 +60,17 @@ def finished(
 
 def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
     workspace = finished.workspace
-    assert list(STAGES) == ["prepare", "index", "retrieve", "warmup", "train", "evaluate", "register"]
+    assert list(STAGES) == [
+        "prepare",
+        "index",
+        "retrieve",
+        "warmup",
+        "train",
+        "answer",
+        "evaluate",
+        "report",
+        "register",
+    ]
     for path in (
         *(workspace.tables_dir / f"{name}.parquet" for name in ("queries", "documents", "qrels", "rejects")),
         workspace.index_dir / "vectors.npy",
@@ -69,10 +80,9 @@ def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
         workspace.sft_dir / finished.weights,
         workspace.policy_dir / finished.weights,
         workspace.rollouts_dir / "rollouts.parquet",
-        *(
-            workspace.evaluation_dir / name
-            for name in ("results.parquet", "val_results.parquet", "report.json", "report.html")
-        ),
+        *(workspace.answers_dir / name for name in ("answers.parquet", "meta.json")),
+        *(workspace.evaluation_dir / name for name in ("results.parquet", "val_results.parquet", "report.json")),
+        workspace.report_dir / "report.html",
         *(workspace.evaluation_dir / "runs" / f"{method}.trec" for method in ("full", "centre", "random", "oracle")),
         workspace.registration_path,
         *(workspace.metrics_path(stage) for stage in STAGES),
@@ -81,7 +91,7 @@ def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
         assert path.stat().st_size > 0, path
     # The run of a policy that only stammers is empty: a malformed answer ranks nothing.
     assert {path.stem for path in (workspace.evaluation_dir / "runs").glob("*.trec")} == finished.methods
-    assert not (workspace.checkpoints_dir / "train").exists()
+    assert not [folder for name in ("train", "answer") if (folder := workspace.checkpoints_dir / name).exists()]
     assert not [path for path in workspace.artifacts_dir.rglob("*") if "partial" in path.name]
 
 

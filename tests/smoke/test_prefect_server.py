@@ -166,7 +166,7 @@ def fake_checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_pools_send_warmup_and_training_to_a_gpu_worker(server_env: dict[str, str], fake_checkout: Path) -> None:
+def test_pools_send_what_loads_policies_to_a_gpu_worker(server_env: dict[str, str], fake_checkout: Path) -> None:
     env = {**server_env, "REGION_R1_ROOT": str(fake_checkout)}
     env.pop("MLFLOW_TRACKING_URI", None)
     logs = {pool: fake_checkout / f"{pool}.log" for pool in ("cpu", "gpu")}
@@ -186,10 +186,10 @@ def test_pools_send_warmup_and_training_to_a_gpu_worker(server_env: dict[str, st
             return state in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
         _await(is_final, 200, explain)
-        assert _ask(env, f"/flow_runs/{run_id}")["state"]["message"] == "7 stages: 0 unchanged, 7 ran", explain()
-    assert "hello from train" in logs["gpu"].read_text()
+        assert _ask(env, f"/flow_runs/{run_id}")["state"]["message"] == "9 stages: 0 unchanged, 9 ran", explain()
+    assert all(f"hello from {stage}" in logs["gpu"].read_text() for stage in ("warmup", "train", "answer"))
     assert "hello from prepare" in logs["cpu"].read_text()
-    assert "hello from prepare" not in logs["gpu"].read_text()
+    assert not any(f"hello from {stage}" in logs["gpu"].read_text() for stage in ("prepare", "evaluate", "report"))
     assert len((fake_checkout / "artifacts" / "register.txt").read_text()) == 32  # MLflow's parent run
     (artifact,) = _ask(env, "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["region-r1-result"]}}})
     assert "| train | Completed |" in artifact["data"]
@@ -222,7 +222,7 @@ def test_a_run_ends_as_what_it_was(server_env: dict[str, str], fake_checkout: Pa
     ended = _run_flow(server_env, fake_checkout)
     assert ended.returncode == 0, ended.stderr
     assert "train: ended by signal 9 (Killed)" in ended.stderr
-    assert "7 stages: 1 unchanged, 6 ran" in ended.stderr
+    assert "9 stages: 1 unchanged, 8 ran" in ended.stderr
 
     named = (fake_checkout / "data.dvc").read_bytes()
     (fake_checkout / "data" / "a.txt").write_text("b")

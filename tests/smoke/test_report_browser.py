@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.evaluation import decoration
 from pipeline.files.store import save_curves, save_rollouts
 from pipeline.report.page import ReportInputs, render_page
 from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate
+from pipeline.stages import report as report_stage
 from tests.fakes import report_fakes as fakes
-from tests.fakes.evaluation_fakes import PARAMS, build_fake_world
+from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
 
 pytestmark = pytest.mark.smoke
 
@@ -29,7 +28,7 @@ _PHONE = {"width": 390, "height": 844}
 def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page that the stage writes, with every section filled."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        world = build_fake_world(tmp_path_factory.mktemp("report"), monkeypatch, with_page=True)
+        world = build_fake_world(tmp_path_factory.mktemp("report"), monkeypatch)
         workspace = world.workspace
         save_curves(workspace.curve_path("warmup"), fakes.build_warmup_curve())
         save_curves(workspace.curve_path("train"), fakes.build_train_curve())
@@ -38,9 +37,10 @@ def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         def render_with_behaviour(inputs: ReportInputs) -> str:
             return render_page(replace(inputs, report={**inputs.report, "behaviour": fakes.build_behaviour()}))
 
-        monkeypatch.setattr(decoration, "render_page", render_with_behaviour)
-        evaluate.run(PARAMS, workspace, null_run())
-    return workspace.evaluation_dir / "report.html"
+        monkeypatch.setattr(report_stage, "render_page", render_with_behaviour)
+        ask_and_evaluate(PARAMS, workspace)
+        report_stage.run(PARAMS, workspace, null_run())
+    return workspace.report_dir / "report.html"
 
 
 @pytest.fixture(scope="module")

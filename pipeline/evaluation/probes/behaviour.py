@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.config import EvaluateParams
 from pipeline.core.statistics.risk_control import RiskLimit
 from pipeline.core.statistics.significance import Interval
-from pipeline.evaluation.answers import ProbedPolicy
+from pipeline.evaluation.answers.reading import ProbedPolicy
 from pipeline.evaluation.figures import F64, Bootstrap, Difference, ResultTable
 from pipeline.evaluation.measures import compare_methods, measure_method, rank_choices
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer
@@ -99,7 +99,7 @@ def describe_behaviour(
         test: what is measured.
         scorer: ranks both.
         second: another scorer of the test pools; without one the section `transfer` is left out.
-        params: bound on harm and its level, number of samples, resamples, confidence.
+        params: bound on harm and its level, resamples, confidence.
         seed: of the bootstrap and the randomisation test.
         carried_threshold: one that another run has chosen, None where val is to choose.
     """
@@ -109,7 +109,7 @@ def describe_behaviour(
     threshold = probe_threshold(
         val, probed.forced_val, test, probed.forced_test, scorer, limit, sure, carried=carried_threshold
     )
-    selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, params.num_samples, sure)
+    selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, probed.num_samples, sure)
     tree: dict[str, Any] = {
         "by_baseline_rank": {
             method: {name: asdict(bucket) for name, bucket in buckets.items()} for method, buckets in ranked.items()

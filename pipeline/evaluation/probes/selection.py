@@ -17,16 +17,14 @@ from typing import Final
 import numpy as np
 
 from pipeline.core.statistics.significance import Interval
+from pipeline.evaluation.answers.reading import Samples
 from pipeline.evaluation.figures import Bootstrap, Difference
 from pipeline.evaluation.measures import compare_methods, measure_method, rank_choices
-from pipeline.evaluation.methods import Answer, Choice, QuerySet, Scorer, View
-from pipeline.types import Box, Crop, Query
+from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
+from pipeline.types import Answer, Box, Crop, Query
 
 SAMPLING_TEMPERATURE: Final = 1.0
 """What `sample_regions` draws at."""
-
-Samples = Mapping[str, Sequence[Answer]]
-"""Query id -> sampled answers, for the queries that the greedy answer crops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +44,6 @@ class SelectionFigures:
     num_malformed_samples: int
     methods: dict[str, dict[str, Interval | None]]
     minus_greedy: dict[str, Difference | None]
-
-
-def list_cropped(queries: Sequence[Query], greedy: Sequence[Choice]) -> list[Query]:
-    """Return the queries that the greedy answer crops: those to sample for."""
-    return [query for query, (decision, _) in zip(queries, greedy, strict=True) if isinstance(decision, Crop)]
 
 
 def probe_selection(

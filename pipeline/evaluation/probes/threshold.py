@@ -19,9 +19,9 @@ from pipeline.core.statistics.risk_control import RiskLimit, compute_upper_limit
 from pipeline.core.statistics.significance import Interval
 from pipeline.evaluation.figures import Bootstrap, ResultTable
 from pipeline.evaluation.measures import measure_method, rank_choices
-from pipeline.evaluation.methods import Answer, Choice, QuerySet, Scorer
+from pipeline.evaluation.methods import Choice, QuerySet, Scorer
 from pipeline.evaluation.query_set import number_pictures
-from pipeline.types import KeepFull
+from pipeline.types import Answer, KeepFull
 
 _STEEPEST: Final = 8.0
 _NUM_INNER: Final = 41

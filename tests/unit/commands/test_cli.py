@@ -16,9 +16,8 @@ from pipeline.ablation.arms import ARMS
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import METHODS
 from pipeline.evaluation.rules import RULES
-from pipeline.runs.tracking import null_run
 from pipeline.stages import STAGE_NAMES, STAGES, evaluate
-from tests.fakes.evaluation_fakes import PARAMS, build_fake_world
+from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
 
 runner = CliRunner()
 
@@ -26,7 +25,7 @@ runner = CliRunner()
 @pytest.fixture
 def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     world = build_fake_world(tmp_path, monkeypatch, num_queries=14)
-    evaluate.run(PARAMS, world.workspace, null_run())
+    ask_and_evaluate(PARAMS, world.workspace)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -120,6 +120,7 @@ def _write_run(root: Path, params: Params, **changes: Any) -> None:
     ran = {"params": params.model_dump(mode="json", by_alias=True) | changes}
     workspace = Workspace.at(root)
     write_json(workspace.provenance_path("train"), ran | {"step_seconds": 3.0})
+    write_json(workspace.provenance_path("answer"), ran | {"answers_per_s": 4.0, "figures": {"num_answers": 80}})
     write_json(workspace.provenance_path("index"), ran | {"images_per_s": 10.0, "figures": {"num_images": 50}})
 
 
@@ -129,6 +130,7 @@ def test_times_come_from_the_last_run_of_the_same_parameters(tmp_path: Path, on_
     seconds = {stage.name: stage.seconds for stage in build_plan(params, tmp_path).stages}
     assert seconds["train"] == 3.0 * params.train.max_steps
     assert seconds["index"] == 5.0
+    assert seconds["answer"] == 20.0
     assert seconds["warmup"] is None
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Params
 from pipeline.core.statistics.risk_control import RiskLimit
+from pipeline.evaluation.answers.asking import list_cropped
 from pipeline.evaluation.figures import Bootstrap, ResultTable
 from pipeline.evaluation.measures import CHOICE_METRICS, rank_choices
 from pipeline.evaluation.methods import QuerySet, choose_full
@@ -25,7 +26,6 @@ from pipeline.evaluation.probes.behaviour import (
 )
 from pipeline.evaluation.probes.selection import (
     compute_gap,
-    list_cropped,
     pick_median_boxes,
     pick_widest_gaps,
     probe_selection,
@@ -37,10 +37,16 @@ from pipeline.evaluation.probes.threshold import (
     trace_curve,
 )
 from pipeline.files.store import load_results, read_json
-from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
-from tests.fakes.evaluation_fakes import PARAMS, FakeAnswer, FakePolicy, FakeScorer, FakeWorld, build_fake_world
+from tests.fakes.evaluation_fakes import (
+    PARAMS,
+    FakeAnswer,
+    FakePolicy,
+    FakeScorer,
+    FakeWorld,
+    ask_and_evaluate,
+    build_fake_world,
+)
 
 _LIMIT = RiskLimit(bound=0.1, level=0.05)
 _POLICY = FakePolicy("policy")
@@ -50,7 +56,7 @@ _POLICY = FakePolicy("policy")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWorld]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = build_fake_world(tmp_path_factory.mktemp("behaviour"), monkeypatch)
-        evaluate.run(PARAMS, world.workspace, null_run())
+        ask_and_evaluate(PARAMS, world.workspace)
         yield world
 
 
@@ -76,17 +82,20 @@ def _force(queries: QuerySet) -> list[FakeAnswer]:
     return _POLICY.decide([], questions, force_region=True)
 
 
+def _answer(queries: QuerySet) -> list[FakeAnswer]:
+    return _POLICY.decide([], [query.question for query in queries.queries])
+
+
 def _choose(queries: QuerySet) -> list[Any]:
-    answers = _POLICY.decide([], [query.question for query in queries.queries])
-    return [(answer.decision, answer.completion) for answer in answers]
+    return [(answer.decision, answer.completion) for answer in _answer(queries)]
 
 
-def _run(world: FakeWorld, **evaluate_section: Any) -> dict[str, Any]:
+def _run(world: FakeWorld, num_samples: int = PARAMS.answer.num_samples, **evaluate_section: Any) -> dict[str, Any]:
     section = PARAMS.evaluate.model_dump() | evaluate_section
-    params = Params.model_validate({"evaluate": section, "search": {"scales": [0.4], "stride": 0.5}})
-    evaluate.run(params, world.workspace, null_run())
+    tree = {"answer": {"num_samples": num_samples}, "evaluate": section, "search": {"scales": [0.4], "stride": 0.5}}
+    ask_and_evaluate(Params.model_validate(tree), world.workspace)
     changed: dict[str, Any] = read_json(world.workspace.evaluation_dir / "report.json")["behaviour"]
-    evaluate.run(PARAMS, world.workspace, null_run())
+    ask_and_evaluate(PARAMS, world.workspace)
     return changed
 
 
@@ -226,7 +235,7 @@ def test_pictures_are_harmed_once_however_many_queries_share_them(world: FakeWor
 def _probe_selection(world: FakeWorld, num_samples: int = 4) -> Any:
     test, greedy = _test_set(world), _choose(_test_set(world))
     scorer = FakeScorer(world.queries, world.pools)
-    cropped = list_cropped(test.queries, greedy)
+    cropped = list_cropped(test.queries, _answer(test))
     drawn = _POLICY.sample_regions([], [query.question for query in cropped], num_samples=num_samples, seeds=[])
     samples = {query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)}
     return probe_selection(test, greedy, samples, scorer, num_samples, _sure(world))
@@ -241,7 +250,7 @@ def test_greedy_of_the_selection_is_the_method_of_the_main_table(world: FakeWorl
 
 
 def test_malformed_samples_are_counted_and_left_out(world: FakeWorld) -> None:
-    num_cropped = len(list_cropped(world.queries, _choose(_test_set(world))))
+    num_cropped = len(list_cropped(world.queries, _answer(_test_set(world))))
     assert _probe_selection(world, num_samples=3).num_malformed_samples == num_cropped
     only_malformed = pick_median_boxes({"q": []})
     assert only_malformed == pick_widest_gaps({"q": []}, FakeScorer([], [])) == {}
@@ -250,7 +259,7 @@ def test_malformed_samples_are_counted_and_left_out(world: FakeWorld) -> None:
 def test_greedy_box_stays_where_every_sample_is_malformed(world: FakeWorld) -> None:
     test, greedy = _test_set(world), _choose(_test_set(world))
     bad = [FakeAnswer(Malformed("no box"), "<tool_call>", 0.9)] * 2
-    samples = {query.query_id: bad for query in list_cropped(test.queries, greedy)}
+    samples = {query.query_id: bad for query in list_cropped(test.queries, _answer(test))}
     found = probe_selection(test, greedy, samples, FakeScorer(world.queries, world.pools), 2, _sure(world))
     assert found.methods["widest_gap"] == found.methods["median_box"] == found.methods["greedy"]
     assert found.num_malformed_samples == 2 * len(samples)

@@ -19,9 +19,9 @@ from pipeline.evaluation.figures import INFOSEEK_SPLITS
 from pipeline.evaluation.methods import METHODS
 from pipeline.files.store import load_results, read_json, save_queries
 from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate
+from pipeline.stages import report
 from pipeline.types import Pool, Query
-from tests.fakes.evaluation_fakes import PARAMS, FakeWorld, build_fake_world
+from tests.fakes.evaluation_fakes import PARAMS, FakeWorld, ask_and_evaluate, build_fake_world
 
 pytestmark = pytest.mark.slow  # draws the page again and again
 
@@ -39,7 +39,7 @@ class Evaluated:
     """The stage's outputs over a world whose test queries are tagged by split."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, split_of: SplitOf) -> None:
-        self.world: FakeWorld = build_fake_world(folder, monkeypatch, with_page=True)
+        self.world: FakeWorld = build_fake_world(folder, monkeypatch)
         pairs = zip(self.world.queries, self.world.pools, strict=True)
         self.splits = {query.query_id: split_of(query, pool) for query, pool in pairs}
         tagged = [
@@ -47,10 +47,10 @@ class Evaluated:
             for query in self.world.queries
         ]
         save_queries(self.world.workspace.tables_dir / "queries.parquet", [*tagged, *self.world.val_queries])
-        self.figures = evaluate.run(PARAMS, self.world.workspace, null_run())
-        folder = self.world.workspace.evaluation_dir
-        self.report: dict[str, Any] = read_json(folder / "report.json")
-        self.page = (folder / "report.html").read_text(encoding="utf-8")
+        self.figures = ask_and_evaluate(PARAMS, self.world.workspace)
+        report.run(PARAMS, self.world.workspace, null_run())
+        self.report: dict[str, Any] = read_json(self.world.workspace.evaluation_dir / "report.json")
+        self.page = (self.world.workspace.report_dir / "report.html").read_text(encoding="utf-8")
 
     def count_rate(self, method: str, split: str, *, conditional: bool) -> float:
         """Recall at 1 of one split, counted by hand."""

@@ -49,9 +49,18 @@ from pipeline.files.store import load_results, read_json, save_pools, save_queri
 from pipeline.models.model_folder import compute_model_digest
 from pipeline.runs.tracking import null_run
 from pipeline.stages import evaluate
+from pipeline.stages import report as report_stage
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 from pipeline.workspace import Workspace
-from tests.fakes.evaluation_fakes import PARAMS, FakePolicy, FakeScorer, FakeView, FakeWorld, build_fake_world
+from tests.fakes.evaluation_fakes import (
+    PARAMS,
+    FakePolicy,
+    FakeScorer,
+    FakeView,
+    FakeWorld,
+    ask_and_evaluate,
+    build_fake_world,
+)
 
 _POOL = Pool(
     query_id="q",
@@ -74,7 +83,7 @@ def _boxes(draw: st.DrawFn) -> Box:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWorld]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = build_fake_world(tmp_path_factory.mktemp("rules"), monkeypatch)
-        evaluate.run(PARAMS, world.workspace, null_run())
+        ask_and_evaluate(PARAMS, world.workspace)
         yield world
 
 
@@ -442,17 +451,18 @@ def test_test_pools_have_no_say_in_the_choice(
 def test_without_val_or_targets_methods_are_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = build_fake_world(tmp_path, monkeypatch, with_page=True)
+    world = build_fake_world(tmp_path, monkeypatch)
     blank = [replace(query, target_box=None) for query in world.queries]
     save_queries(world.workspace.tables_dir / "queries.parquet", blank)
-    figures = evaluate.run(PARAMS, world.workspace, null_run())
+    figures = ask_and_evaluate(PARAMS, world.workspace)
+    report_stage.run(PARAMS, world.workspace, null_run())
     report = read_json(world.workspace.evaluation_dir / "report.json")
     assert report["left_out"] == dict.fromkeys(RULES, NO_VAL) | {"perfect": NO_TARGET}
     assert set(report["methods"]) == set(METHODS) - set(report["left_out"])
     assert report["best_rule"] is report["best_rgrpo"] is None
     assert report["paired"]["rgrpo_minus_best_rule"] == {"cond_recall_at_1": None, "mrr": None}
     assert not any(name.startswith(("val.", "rgrpo_minus_best_rule")) for name in figures)
-    page = (world.workspace.evaluation_dir / "report.html").read_text()
+    page = (world.workspace.report_dir / "report.html").read_text()
     assert NO_VAL in page
 
 
@@ -462,7 +472,7 @@ def test_perfect_box_keeps_the_full_image_where_no_target_is_known(
     world = build_fake_world(tmp_path, monkeypatch)
     some = [replace(q, target_box=None) if n % 2 else q for n, q in enumerate(world.queries)]
     save_queries(world.workspace.tables_dir / "queries.parquet", [*some, *world.val_queries])
-    evaluate.run(PARAMS, world.workspace, null_run())
+    ask_and_evaluate(PARAMS, world.workspace)
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     perfect = {row.query_id: row.box for row in rows if row.method == "perfect"}
     assert perfect == {query.query_id: query.target_box for query in some}
@@ -490,7 +500,7 @@ def _lend(world: FakeWorld) -> Workspace:
 
 def test_another_world_takes_over_what_the_main_run_chose(world: FakeWorld, report: dict[str, Any]) -> None:
     other = _lend(world)
-    evaluate.run(PARAMS, other, null_run())
+    ask_and_evaluate(PARAMS, other)
     found = read_json(other.evaluation_dir / "report.json")
     for part in ("rules", "best_rule", "best_rgrpo", "left_out"):
         assert found[part] == report[part]
@@ -515,7 +525,7 @@ def test_another_world_ranks_kept_queries_by_the_weight_that_it_took_over(
             changed = report["rules"]["rgrpo_fused"] | {"weight": 0.7, "kept_weight": kept_weight}
             path.write_text(json.dumps(report | {"rules": report["rules"] | {"rgrpo_fused": changed}}))
             other = _lend(world)
-            evaluate.run(PARAMS, other, null_run())
+            ask_and_evaluate(PARAMS, other)
             found = read_json(other.evaluation_dir / "report.json")["rules"]["rgrpo_fused"]
             assert (found["weight"], found["kept_weight"]) == (0.7, kept_weight)
             rows = load_results(other.evaluation_dir / "results.parquet")

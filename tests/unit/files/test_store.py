@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError, StageError
 from pipeline.files import store
 from pipeline.types import (
+    Answer,
     Box,
+    Crop,
     CurvePoint,
+    Decision,
     Document,
+    KeepFull,
+    Malformed,
     Outcome,
     Pool,
     Qrel,
@@ -27,7 +32,23 @@ from pipeline.types import (
 )
 
 BOX = Box(0.1, 0.2, 0.30000000000000004, 1.0)
+
+
+def answer(sample: int | None, decision: Decision) -> Answer:
+    return Answer(
+        policy="rgrpo",
+        way="free" if sample is None else "sampled",
+        split="test",
+        query_id="q1",
+        sample=sample,
+        decision=decision,
+        completion="x\n",
+        p_region=0.1,
+    )
+
+
 RECORDS = {
+    "answers": [answer(None, KeepFull()), answer(0, Crop(BOX)), answer(1, Malformed("no box"))],
     "queries": [
         Query(
             query_id="q1",
@@ -117,6 +138,7 @@ def test_empty_tables_survive_the_disk(name, tmp_path: Path):
         ("labels", "warmup"),
         ("rollouts", "train"),
         ("curves", "warmup and train"),
+        ("answers", "answer"),
         ("results", "evaluate"),
     ],
 )
@@ -178,6 +200,17 @@ def test_table_with_an_impossible_box_is_refused(tmp_path: Path):
     pq.write_table(pa.Table.from_pylist([{"query_id": "q", "box": [0.5, 0, 0.5, 1], "gain": 0.0}], schema=schema), path)
     with pytest.raises(DataError, match="not as specified"):
         store.load_labels(path)
+
+
+@pytest.mark.parametrize("boxes", [[], [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1.0, 1.0]]])
+def test_answer_that_names_no_region_or_several_is_refused(boxes, tmp_path: Path):
+    path = tmp_path / "answers.parquet"
+    store.save_answers(path, RECORDS["answers"])
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["boxes"] = boxes
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    with pytest.raises(DataError, match="not as specified"):
+        store.load_answers(path)
 
 
 def test_failed_write_keeps_the_old_table(tmp_path: Path):

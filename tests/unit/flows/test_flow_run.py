@@ -86,7 +86,7 @@ def test_stages_run_in_order_and_say_where_the_run_is(flow: Flow) -> None:
     flow.ends["index"] = Completed(name="Cached")
     state = region_r1.region_r1.fn()
     assert flow.ran == flow.seen == ["data", *STAGE_NAMES]
-    assert state.message == "7 stages: 1 unchanged, 6 ran"
+    assert state.message == "9 stages: 1 unchanged, 8 ran"
     assert flow.published[0]["index"] == "Cached"
     assert flow.read_mlflow_status() == "FINISHED"
     assert find_holder(flow.root) is None

@@ -9,14 +9,12 @@ import pytest
 from flows import summary
 from flows.summary import build_summary
 from pipeline.files.store import read_json, write_json
-from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate
-from tests.fakes.evaluation_fakes import PARAMS, build_fake_world
+from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
 
 
 def test_summary_names_every_method_and_the_best_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_fake_world(tmp_path, monkeypatch, num_queries=14)
-    evaluate.run(PARAMS, world.workspace, null_run())
+    ask_and_evaluate(PARAMS, world.workspace)
     page = build_summary(tmp_path, "run", {"evaluate": "Completed"})
     path = world.workspace.evaluation_dir / "report.json"
     report = read_json(path)
@@ -50,7 +48,7 @@ def test_the_summary_links_mlflow_and_the_report_and_is_stored_under_its_key(
     stored: list[dict[str, str]] = []
     monkeypatch.setattr(summary, "create_markdown_artifact", lambda **artifact: stored.append(artifact))
     monkeypatch.setenv("REGION_R1_MLFLOW_UI", "http://mlflow.example:5000/")
-    page = tmp_path / "artifacts" / "evaluation" / "report.html"
+    page = tmp_path / "artifacts" / "report" / "report.html"
     page.parent.mkdir(parents=True)
     page.write_text("x")
     summary.publish_summary(tmp_path, "abc", {"train": "Completed"})

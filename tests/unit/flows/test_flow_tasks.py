@@ -13,7 +13,7 @@ from flows.execution import steps
 from flows.execution.outcome import Outcome
 from flows.execution.steps import StageContext, StepStop, check_step, describe_end, run_step
 from flows.execution.supervise import Ended, TimeLimitError
-from flows.tasks import can_retry, report_end
+from flows.tasks import STAGE_TASKS, can_retry, report_end
 
 CONTEXT = StageContext(root=Path("/nowhere"), parent_run_id="r", timeout_s=1.0)
 
@@ -60,6 +60,10 @@ def test_a_child_that_died_before_it_answered_was_killed() -> None:
 def test_only_what_can_end_otherwise_is_tried_again() -> None:
     again = {name for name in ("Killed", "Unavailable", "Busy", "UserError", "TimedOut", "Failed") if _retries(name)}
     assert again == {"Killed", "Unavailable"}
+
+
+def test_only_stages_that_go_on_after_a_kill_are_tried_again() -> None:
+    assert {name: task.retries for name, task in STAGE_TASKS.items() if task.retries} == {"train": 1, "answer": 1}
 
 
 def _retries(name: str) -> bool:

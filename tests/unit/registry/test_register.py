@@ -20,9 +20,9 @@ from pipeline.models.model_folder import compute_model_digest
 from pipeline.retrieval import encoder as encoder_module
 from pipeline.retrieval import index as index_module
 from pipeline.runs.tracking import null_run, open_store, stage_run
-from pipeline.stages import evaluate, register
+from pipeline.stages import register
 from pipeline.types import Pool, QueryResult
-from tests.fakes.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, build_fake_world
+from tests.fakes.evaluation_fakes import NUM_DOCUMENTS, PARAMS, FakeWorld, ask_and_evaluate, build_fake_world
 
 # MLflow's own warnings; and every test makes a store.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -71,7 +71,7 @@ def evaluation_dir(tmp_path_factory: pytest.TempPathFactory, scorer_dir: Path) -
     """What evaluate says of the fake world, which is the same each time that it is built."""
     with pytest.MonkeyPatch.context() as patch:
         world = build_fake_world(tmp_path_factory.mktemp("evaluated"), patch, num_queries=24, num_val=48)
-        evaluate.run(_params(scorer_dir), world.workspace, null_run())
+        ask_and_evaluate(_params(scorer_dir), world.workspace)
         yield world.workspace.evaluation_dir
 
 
@@ -103,7 +103,7 @@ def _evaluate_another(world: FakeWorld) -> None:
     """Put other weights in the policy's place; the fake one answers as before."""
     config = world.workspace.policy_dir / "config.json"
     config.write_text(config.read_text() + " ")
-    evaluate.run(_params_of(world), world.workspace, null_run())
+    ask_and_evaluate(_params_of(world), world.workspace)
 
 
 def _register(world: FakeWorld) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_without_val_nothing_is_promoted(tmp_path: Path, world: FakeWorld) -> No
     workspace = world.workspace
     save_queries(workspace.tables_dir / "queries.parquet", world.queries)
     save_pools(workspace.pools_dir / "pools.parquet", world.pools)
-    evaluate.run(_params_of(world), workspace, null_run())
+    ask_and_evaluate(_params_of(world), workspace)
     told = _register(world)
     assert told["aliases"] == ["challenger"]
     assert "no val pool holds a positive" in told["gate"]["reason"]
@@ -285,7 +285,7 @@ def test_figures_of_other_inputs_are_not_registered(world: FakeWorld) -> None:
     )
     changes: list[tuple[Path, Callable[[], object], str]] = [
         (pools, lambda: save_pools(pools, _reverse(world)), "of another state of .*pools; run evaluate again"),
-        (config, lambda: config.write_text("[]"), "of another state of .*policy; run evaluate again"),
+        (config, lambda: config.write_text("[]"), "of another state of .*policy; run answer and evaluate again"),
         (meta, lambda: write_json(meta, {"encoder_digest": "x", "documents_sha256": "d"}), "run retrieve again"),
     ]
     with stage_run("register", _params_of(world), spaces.data_dir.parent) as run:

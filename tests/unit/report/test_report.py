@@ -14,11 +14,9 @@ from pipeline.report import table
 from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
 from pipeline.report.headline import write_headline
 from pipeline.report.page import ReportInputs, render_page
-from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate
 from pipeline.types import Query, QueryResult
 from tests.fakes import report_fakes as fakes
-from tests.fakes.evaluation_fakes import PARAMS, build_fake_world
+from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
 
 
 def test_every_method_and_metric_has_a_name() -> None:
@@ -192,8 +190,8 @@ def test_headline_names_what_falls_short() -> None:
 
 
 def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = build_fake_world(tmp_path, monkeypatch, with_page=True)
-    evaluate.run(PARAMS, world.workspace, null_run())
+    world = build_fake_world(tmp_path, monkeypatch)
+    ask_and_evaluate(PARAMS, world.workspace)
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     before, after = ([row for row in rows if row.method == method] for method in ("full", "rgrpo"))
     cards, tally = list_cards(world.queries, before, after)

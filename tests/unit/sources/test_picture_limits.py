@@ -17,7 +17,7 @@ from pipeline.policy import families
 from pipeline.policy.families import check_pictures, load_frames, load_processor
 from pipeline.retrieval.encoder import load_encoder
 from pipeline.runs.tracking import null_run
-from pipeline.stages import evaluate, train, warmup
+from pipeline.stages import answer, train, warmup
 from pipeline.types import Pool, Query
 from pipeline.workspace import Workspace
 from tests.tiny_families import BUILDERS, build_tiny_policy
@@ -76,11 +76,11 @@ def test_the_error_names_the_picture_and_counts_the_others(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("stage", [warmup, train, evaluate], ids=["warmup", "train", "evaluate"])
+@pytest.mark.parametrize("stage", [warmup, train, answer], ids=["warmup", "train", "answer"])
 def test_stages_refuse_it_before_they_begin(
     stage: Any, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (stage, split) == (evaluate, "train"):
+    if (stage, split) == (answer, "train"):
         return  # it is not asked about training queries
     policy_dir = build_tiny_policy("qwen2_vl", tmp_path / "base")
     workspace = Workspace.at(tmp_path)
@@ -102,7 +102,7 @@ def test_stages_refuse_it_before_they_begin(
     )
     for name in ("sft_dir", "policy_dir"):
         getattr(workspace, name).mkdir(parents=True)
-    for module, opener in ((warmup, "load_policy"), (train, "load_policy"), (evaluate, "ask_policies")):
+    for module, opener in ((warmup, "load_policy"), (train, "load_policy"), (answer, "_ask")):
         monkeypatch.setattr(module, opener, lambda *_: pytest.fail("opened weights"))
     params = Params.model_validate({"policy": {"path": str(policy_dir), "device": "cpu"}})
     with pytest.raises(ModelError, match=r"images/bad\.png \(query bad\)"):
