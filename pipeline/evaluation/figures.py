@@ -96,6 +96,7 @@ class EvalReport:
         behaviour: how the trained policy decides; `evaluation/behaviour.py` says what lies in it.
         breakdown: tag -> value -> method -> metric -> share.
         infoseek: method -> metric -> score over InfoSeek's splits; empty unless both have test queries.
+        searched: sections about searching again; `evaluation/search/figures.py` says what lies in them.
     """
 
     num_queries: int
@@ -107,11 +108,12 @@ class EvalReport:
     behaviour: Mapping[str, Any]
     breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Share]]]] = field(default_factory=dict)
     infoseek: Mapping[str, Mapping[str, SplitScore]] = field(default_factory=dict)
+    searched: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; the provenance and what val chose lie at the top level."""
         tree = asdict(self)
-        top_level: dict[str, Any] = tree.pop("provenance") | tree.pop("choices")
+        top_level: dict[str, Any] = tree.pop("provenance") | tree.pop("choices") | tree.pop("searched")
         return top_level | tree
 
 
@@ -186,6 +188,7 @@ def compute_report(
     provenance: Mapping[str, Any],
     choices: Mapping[str, Any],
     behaviour: Mapping[str, Any],
+    searched: Mapping[str, Any],
 ) -> EvalReport:
     """Compute every figure of the report.
 
@@ -197,6 +200,7 @@ def compute_report(
         provenance: hashes that name this evaluation.
         choices: plain values, from `ValChoices.as_json`.
         behaviour: plain values, from `describe_behaviour`.
+        searched: plain values, from `search_again`.
     """
     sure = Bootstrap(params, seed, queries)
     methods = [method for method in METHODS if method in table.rows]
@@ -213,6 +217,7 @@ def compute_report(
         behaviour=behaviour,
         breakdown=_break_down(table, queries, methods, sure),
         infoseek=_score_infoseek(table, queries, methods, sure),
+        searched=searched,
     )
 
 

@@ -22,8 +22,9 @@ from pipeline.errors import StageError
 from pipeline.files.store import load_ids, load_qrels, load_queries
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
 from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index, load_vectors, score_candidates
+from pipeline.retrieval.judgements import collect_relevant
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
-from pipeline.types import Outcome, Qrel, Query
+from pipeline.types import Outcome, Query
 from pipeline.workspace import Workspace
 
 _DOCUMENTS_AT_ONCE: Final = 65_536
@@ -200,11 +201,3 @@ def count_negatives_above(
             above[row] += (part_NM[row][None] > scores_P[:, None]).sum(axis=1)
         best_N = np.maximum(best_N, part_NM.max(axis=1, initial=-np.inf))
     return above, best_N
-
-
-def collect_relevant(qrels: Sequence[Qrel]) -> dict[str, frozenset[str]]:
-    """Return query id -> relevant document ids."""
-    relevant: dict[str, set[str]] = {}
-    for qrel in qrels:
-        relevant.setdefault(qrel.query_id, set()).add(qrel.doc_id)
-    return {query_id: frozenset(doc_ids) for query_id, doc_ids in relevant.items()}

@@ -19,6 +19,7 @@ from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.probes.behaviour import SecondScorer, describe_behaviour
 from pipeline.evaluation.probes.transfer import load_transfer_scorer
 from pipeline.evaluation.query_set import hash_pools, load_query_set
+from pipeline.evaluation.search.again import search_again
 from pipeline.evaluation.trec import save_judgements, save_run
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
 from pipeline.files.store import load_qrels, replace_dir, save_results, write_json
@@ -40,8 +41,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
     Returns:
         The means of the methods' figures as `METHOD.METRIC`, on val as `val.METHOD.METRIC`, InfoSeek's harmonic means
-        as `METHOD.infoseek_METRIC` where both of its splits are there, and the difference to the best rule; a figure
-        without value is left out.
+        as `METHOD.infoseek_METRIC` where both of its splits are there, the difference to the best rule, and what
+        searching again finds as `search.METHOD.METRIC`; a figure without value is left out.
 
     Raises:
         StageError: there is no test query, or a val or test query has no pool; answer has not run, or on other
@@ -74,6 +75,16 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         seed=params.seed,
         carried_threshold=chosen.threshold,
     )
+    searched = search_again(
+        params,
+        workspace,
+        scorer,
+        answers.val,
+        choices,
+        by_method[chosen.best_rgrpo or "rgrpo"],
+        val,
+        test,
+    )
     report = compute_report(
         table,
         queries,
@@ -82,12 +93,15 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         provenance=_describe_run(params, workspace, val, test) | {"policy_digest": answers.policy_digest},
         choices=chosen.as_json(list(by_method)),
         behaviour=behaviour,
+        searched=searched.sections,
     )
     with replace_dir(workspace.evaluation_dir) as folder:
         save_results(folder / "results.parquet", results)
         save_results(folder / "val_results.parquet", chosen.rows)
         write_json(folder / "report.json", report.as_json())
-        _save_runs(folder / "runs", by_method, workspace, queries)
+        save_results(folder / "search_results.parquet", [row for rows in searched.rows.values() for row in rows])
+        runs = by_method | {f"search_{name}": rows for name, rows in searched.rows.items()}
+        _save_runs(folder / "runs", runs, workspace, queries)
     return _record(report, workspace.evaluation_dir, run)
 
 
@@ -172,4 +186,14 @@ def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]
         for metric, difference in report.paired[BEST_PAIR].items()
         if difference is not None
     }
-    return counts | means | scores | on_val | to_best
+    return counts | means | scores | on_val | to_best | _list_search_means(report.searched)
+
+
+def _list_search_means(sections: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"{section}.{name}.{metric}": value["mean"]
+        for section in ("search", "paired_search")
+        for name, metrics in sections.get(section, {}).items()
+        for metric, value in metrics.items()
+        if value is not None
+    }
