@@ -166,6 +166,24 @@ def check_data_files(
         raise refusal
 
 
+@data_commands.command("compose")
+def compose_data(
+    out: Annotated[Path, typer.Argument(help="folder to write; replaces an earlier composed set, nothing else")],
+    seed: Annotated[int, typer.Option(help="who stands beside whom, and on which side")] = 0,
+    height: Annotated[int, typer.Option(min=64, max=2048, help="height of every picture in pixels")] = 512,
+    singles: Annotated[bool, typer.Option("--keep-singles/--no-singles", help="ask the single photos too")] = True,
+    published: Annotated[Path | None, typer.Option("--list", help="a published list of ECCV26-ARA (CSV)")] = None,
+    params_path: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Set the prepared queries' photos side by side, two a picture, and ask about the left or the right one."""
+    from pipeline.sources.composites.dataset import compose_dataset
+    from pipeline.sources.composites.plan import ComposeSettings
+
+    settings = ComposeSettings(seed=seed, height_px=height, keep_singles=singles, published=published)
+    composition = compose_dataset(load_params(params_path).data, Workspace.at(Path.cwd()), out, settings)
+    typer.echo("\n".join([f"wrote {out}", *composition.describe()]), err=True)
+
+
 @params_commands.command("use")
 def use_params(name: Annotated[str, typer.Argument(help="profile: a file in params/, without its ending")]) -> None:
     """Make a shipped profile this checkout's params.yaml; changes to it that are in no commit are not overwritten."""
