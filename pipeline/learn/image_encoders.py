@@ -52,7 +52,8 @@ class DressedBackbone:
     """
 
     def __init__(self, model: Untyped, *, model_type: str, image_size: int) -> None:
-        self._model = model
+        # Convolutions of a CPU run 1.5 to 2 times as fast so (EfficientNet-Lite0, one thread).
+        self._model = model.to(memory_format=torch.channels_last)
         self.config = SimpleNamespace(model_type=model_type, vision_config=SimpleNamespace(image_size=image_size))
 
     @property
@@ -62,6 +63,7 @@ class DressedBackbone:
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return (N, D) features of (N, 3, H, W) normalised pixels."""
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.config.model_type in _WITHOUT_POOLER:
             # A checkpoint of another size has its table of places resampled, as DINO's do by themselves.
             output = self._model(pixel_values=pixel_values, interpolate_pos_encoding=True)

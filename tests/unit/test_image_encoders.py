@@ -133,6 +133,23 @@ def test_a_model_of_timm_embeds_as_timm_itself(tmp_path: Path, architecture: str
     assert (encoder.model_type, encoder.input_size_px, encoder.dim) == (architecture, 160, wanted.shape[1])
 
 
+@pytest.mark.parametrize(("side_px", "most"), [(64, 32), (224, 7), (1024, 1)])
+def test_on_a_cpu_large_inputs_go_through_in_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_px: int, most: int
+) -> None:
+    _write_backbone(tmp_path, "convnext")
+    _change(tmp_path / "preprocessor_config.json", size=side_px)
+    sizes: list[int] = []
+
+    def embed(_: object, pixel_values: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixel_values))
+        return torch.ones(len(pixel_values), 16)
+
+    monkeypatch.setattr(image_encoders.DressedBackbone, "get_image_features", embed)
+    _load(tmp_path).encode_images([Image.new("RGB", (2, 2))] * 33)
+    assert (max(sizes), sum(sizes)) == (most, 1 + 33)  # the first tells the dimension
+
+
 def test_texts_take_no_part(tmp_path: Path) -> None:
     _write_backbone(tmp_path, "dinov2")
     encoder = _load(tmp_path)
