@@ -54,6 +54,7 @@ ui: .venv/.installed ## start the Prefect and MLflow pages of this checkout
 		set -e; \
 		"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed; this is {v[0]}.{v[1]}. Set PYTHON=/path/to/python3.11.")'; \
 		test -x $(BIN)/python || "$(PYTHON)" -m venv .venv; \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,frozen-scorer]'; \
+		$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm; \
 		cat $^ > $@; \
 	fi

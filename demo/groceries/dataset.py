@@ -1,13 +1,14 @@
 """The groceries as own data: documents.jsonl, queries.jsonl and pictures.
 
 Every train, val and test photo is asked about three times: alone, beside one other photo of its share, and among
-four. Photos of a share appear in no other share's pictures.
+four. Photos of a share appear in no other share's pictures. A document shows its product's clean picture and some
+photos of the share "models", which no query shows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,13 +17,22 @@ import numpy as np
 from PIL import Image
 
 from demo.groceries.catalogue import Catalogue, Photo, Product, open_picture
-from demo.groceries.mosaics import Layout, compose, draw_layout, list_references, phrase_question, pick_company
+from demo.groceries.mosaics import (
+    SINGLE,
+    Layout,
+    compose,
+    draw_layout,
+    list_references,
+    phrase_question,
+    pick_company,
+)
 from demo.recipes.training_scenes import Reference
 from pipeline.files.store import replace_dir, write_text
 from pipeline.process.progress import Advance, track
 from pipeline.types import SPLITS, Split
 
 NUM_PHOTOS: Final = (1, 2, 4)
+MAX_GALLERY: Final = 8
 _JPEG_QUALITY: Final = 88
 
 
@@ -50,31 +60,40 @@ def plan_queries(catalogue: Catalogue, seed: int) -> Iterator[MosaicQuery]:
                 yield _plan_query(f"g{number:05d}", split, photo, photos, num_photos, seed + number)
 
 
+def pick_gallery(catalogue: Catalogue) -> dict[Product, tuple[Photo, ...]]:
+    """Return up to `MAX_GALLERY` photos of each product: the first that the catalogue's seed dealt to the models."""
+    gallery: dict[Product, tuple[Photo, ...]] = dict.fromkeys(catalogue.products, ())
+    for photo in catalogue.photos["models"]:
+        gallery[photo.product] = (*gallery[photo.product], photo)[:MAX_GALLERY]
+    return gallery
+
+
 def write_dataset(catalogue: Catalogue, seed: int, data_dir: Path) -> None:
     """Write the data set into `data_dir`, which appears whole or not at all and takes an older one's place.
 
     Raises:
         ImageError: a photo cannot be read.
     """
-    queries = list(plan_queries(catalogue, seed))
-    with (
-        replace_dir(data_dir) as folder,
-        track("groceries: pictures written", len(queries) + len(catalogue.products)) as advance,
-    ):
+    queries, gallery = list(plan_queries(catalogue, seed)), pick_gallery(catalogue)
+    num_pictures = len(queries) + len(gallery) + sum(map(len, gallery.values()))
+    with replace_dir(data_dir) as folder, track("groceries: pictures written", num_pictures) as advance:
         (folder / "images" / "documents").mkdir(parents=True)
         (folder / "images" / "queries").mkdir()
-        _write_rows(folder / "documents.jsonl", map(build_document_row, catalogue.products))
+        _write_rows(
+            folder / "documents.jsonl", (build_document_row(product, len(gallery[product])) for product in gallery)
+        )
         _write_rows(folder / "queries.jsonl", map(build_query_row, queries))
-        _write_pictures(catalogue.products, queries, folder, advance)
+        _write_document_pictures(gallery, folder, advance)
+        _write_query_pictures(queries, folder, advance)
 
 
-def build_document_row(product: Product) -> dict[str, object]:
-    """Return a product's row of documents.jsonl."""
+def build_document_row(product: Product, num_photos: int) -> dict[str, object]:
+    """Return a product's row of documents.jsonl, with so many photos beside its clean picture."""
     return {
         "doc_id": product.doc_id,
         "title": product.title,
         "text": product.description,
-        "images": [_name_iconic(product)],
+        "images": [_name_iconic(product), *(_name_photo(product, number) for number in range(num_photos))],
     }
 
 
@@ -115,12 +134,15 @@ def _plan_query(
     )
 
 
-def _write_pictures(
-    products: Iterable[Product], queries: Iterable[MosaicQuery], folder: Path, advance: Advance
-) -> None:
-    for product in products:
+def _write_document_pictures(gallery: Mapping[Product, Sequence[Photo]], folder: Path, advance: Advance) -> None:
+    for product, photos in gallery.items():
         _save(open_picture(product.iconic_path), folder / _name_iconic(product))
-        advance(1)
+        for number, photo in enumerate(photos):
+            _save(compose([open_picture(photo.path)], SINGLE), folder / _name_photo(product, number))
+        advance(1 + len(photos))
+
+
+def _write_query_pictures(queries: Iterable[MosaicQuery], folder: Path, advance: Advance) -> None:
     for query in queries:
         _save(
             compose([open_picture(photo.path) for photo in query.photos], query.layout), folder / _name_picture(query)
@@ -134,6 +156,10 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def _name_iconic(product: Product) -> str:
     return f"images/documents/{product.doc_id}.jpg"
+
+
+def _name_photo(product: Product, number: int) -> str:
+    return f"images/documents/{product.doc_id}-photo-{number}.jpg"
 
 
 def _name_picture(query: MosaicQuery) -> str:

@@ -20,7 +20,6 @@ from pipeline.types import Box
 PHOTO_PX: Final = 256
 SIDES_PX: Final = (256, 320)
 _SEAM: Final = (0.4, 0.6)
-_WHOLE: Final = Box(0.0, 0.0, 1.0, 1.0)
 _TEMPLATES: Final = (
     "How is {} best kept?",
     "Where does {} come from?",
@@ -42,10 +41,13 @@ class Layout:
     size_px: tuple[int, int]
 
 
+SINGLE: Final = Layout(boxes=(Box(0.0, 0.0, 1.0, 1.0),), places=("",), size_px=(PHOTO_PX, PHOTO_PX))
+
+
 def draw_layout(num_photos: int, rng: np.random.Generator) -> Layout:
     """Return a layout of one, two (side by side or one above the other) or four photos."""
     if num_photos == 1:
-        return Layout(boxes=(_WHOLE,), places=("",), size_px=(PHOTO_PX, PHOTO_PX))
+        return SINGLE
     width, height = (SIDES_PX[int(rng.integers(len(SIDES_PX)))] for _ in range(2))
     # Seams lie on whole pixels, so that a photo's box is exact.
     x = round(float(rng.uniform(*_SEAM)) * width) / width

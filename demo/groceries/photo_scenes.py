@@ -1,10 +1,10 @@
-"""Training pictures for the groceries' models: mosaics of photos, cut, mirrored and coloured at random."""
+"""Training pictures for the groceries' base policy: mosaics of photos, cut, mirrored and coloured at random."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from demo.groceries.catalogue import Photo, open_picture
 from demo.groceries.mosaics import compose, describe_scene, draw_layout, pick_company
 from demo.recipes.training_scenes import TrainingScene, squash
-from pipeline.types import Box
 
-Shown = TypeVar("Shown")
 Report = Callable[[int], None]
 
 _LOADED_PX: Final = 192
@@ -23,7 +21,6 @@ _NUM_THREADS: Final = 2
 _NUM_PHOTOS: Final = (1, 2, 4)
 _NUM_PHOTOS_SHARES: Final = (0.15, 0.35, 0.5)
 _SMALLEST_CUT: Final = 0.65
-_CUT_ERROR: Final = 0.06
 _BRIGHTNESS: Final = (0.7, 1.3)
 _COLOUR: Final = (0.8, 1.2)
 
@@ -41,7 +38,7 @@ def load_photos(photos: Sequence[Photo]) -> dict[Photo, Image.Image]:
 def draw_photo_scenes(
     images: dict[Photo, Image.Image], seed: int, count: int, size_px: int, report: Report
 ) -> tuple[list[TrainingScene], npt.NDArray[np.uint8]]:
-    """Draw many scenes; the same seed and photos give the same ones.
+    """Draw many scenes on a few threads, since Pillow lets go of the interpreter; seed and photos say which.
 
     Args:
         images: the photos to draw from.
@@ -54,38 +51,18 @@ def draw_photo_scenes(
         The scenes, and their pictures as (count, 3, size_px, size_px).
     """
 
-    def draw(rng: np.random.Generator) -> tuple[TrainingScene, npt.NDArray[np.uint8]]:
-        scene, picture = _draw_scene(images, rng)
+    def draw(number: int) -> tuple[TrainingScene, npt.NDArray[np.uint8]]:
+        scene, picture = _draw_scene(images, np.random.default_rng((seed, number)))
         return scene, squash(picture, size_px)
 
-    return _draw_many(draw, seed, count, size_px, report)
-
-
-def draw_photo_views(
-    images: dict[Photo, Image.Image], seed: int, count: int, size_px: int, whole_share: float, report: Report
-) -> tuple[list[tuple[int, ...]], npt.NDArray[np.uint8]]:
-    """Draw what the scorer must recognise: cut-out photos of mosaics, and whole pictures.
-
-    Args:
-        images: the photos to draw from.
-        seed: names the views.
-        count: number of views.
-        size_px: side of the square that each view is squashed to.
-        whole_share: share of views that show a whole picture, 0 to 1.
-        report: called with the number drawn so far.
-
-    Returns:
-        The numbers of the products on each view, and the views as (count, 3, size_px, size_px).
-    """
-
-    def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], npt.NDArray[np.uint8]]:
-        scene, picture = _draw_scene(images, rng)
-        if float(rng.random()) < whole_share:
-            return tuple(thing.index for thing in scene.things), squash(picture, size_px)
-        thing = scene.things[int(rng.integers(len(scene.things)))]
-        return (thing.index,), squash(_cut(picture, thing.box, rng), size_px)
-
-    return _draw_many(draw, seed, count, size_px, report)
+    scenes: list[TrainingScene] = []
+    pixels = np.empty((count, 3, size_px, size_px), dtype=np.uint8)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for number, (scene, drawn) in enumerate(pool.map(draw, range(count))):
+            scenes.append(scene)
+            pixels[number] = drawn
+            report(number + 1)
+    return scenes, pixels
 
 
 def _draw_scene(images: dict[Photo, Image.Image], rng: np.random.Generator) -> tuple[TrainingScene, Image.Image]:
@@ -95,38 +72,6 @@ def _draw_scene(images: dict[Photo, Image.Image], rng: np.random.Generator) -> t
     layout = draw_layout(num_photos, rng)
     picture = compose([vary(images[photo], rng) for photo in cast], layout)
     return describe_scene([photo.product for photo in cast], layout), picture
-
-
-def _draw_many(
-    draw: Callable[[np.random.Generator], tuple[Shown, npt.NDArray[np.uint8]]],
-    seed: int,
-    count: int,
-    size_px: int,
-    report: Report,
-) -> tuple[list[Shown], npt.NDArray[np.uint8]]:
-    """Draw on a few threads (Pillow lets go of the interpreter), each picture from its own random numbers."""
-    shown: list[Shown] = []
-    pixels = np.empty((count, 3, size_px, size_px), dtype=np.uint8)
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        rngs = (np.random.default_rng((seed, number)) for number in range(count))
-        for number, (what, drawn) in enumerate(pool.map(draw, rngs)):
-            shown.append(what)
-            pixels[number] = drawn
-            report(number + 1)
-    return shown, pixels
-
-
-def _cut(picture: Image.Image, box: Box, rng: np.random.Generator) -> Image.Image:
-    """Return one photo of a mosaic, with some of its neighbours or without its rim."""
-    left, top, right, bottom = (float(value) for value in rng.uniform(-_CUT_ERROR, _CUT_ERROR, 4))
-    return picture.crop(
-        (
-            round(max(0.0, box.x0 + left) * picture.width),
-            round(max(0.0, box.y0 + top) * picture.height),
-            round(min(1.0, box.x1 + right) * picture.width),
-            round(min(1.0, box.y1 + bottom) * picture.height),
-        )
-    )
 
 
 def vary(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -20,7 +20,7 @@ from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
 from pipeline.files.store import load_outcomes, load_pools, load_queries, read_json
 from pipeline.process.progress import Advance
-from pipeline.retrieval.encoder import F32, Encoder, load_encoder, name_encoder
+from pipeline.retrieval.encoder import F32, Encoder, load_encoder
 from pipeline.retrieval.index import DocumentIndex, DocumentVectors, PictureFolder, load_index, score_candidates
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
 from pipeline.types import Outcome, Pool, Query
@@ -95,16 +95,6 @@ class FrozenScorer:
                 for query_id, pool in pools.items()
             },
         )
-
-    @staticmethod
-    def check(params: Params, workspace: Workspace) -> None:
-        """Refuse what `load` would refuse of index and pools, without loading any weights.
-
-        Raises:
-            StageError: as for `load`.
-            ModelError: there is no such folder.
-        """
-        _open_index(workspace, name_encoder(params.scorer))
 
     @property
     def num_encoded(self) -> int:

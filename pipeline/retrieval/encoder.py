@@ -1,4 +1,4 @@
-"""The frozen image-text encoder: pictures and texts to unit vectors in one space.
+"""The frozen encoder: pictures, and texts where it knows any, to unit vectors in one space.
 
 Departures from the textbook CLIP preprocessing:
 - A picture is squashed to the square input, never centre-cropped: what lies at its edges counts.
@@ -31,6 +31,7 @@ from pipeline.models.model_folder import check_model_folder, compute_model_diges
 from pipeline.models.plain_text import PlainText, list_markers
 from pipeline.models.precision import choose_device
 from pipeline.retrieval.foreign_encoders import check_revision, is_open_clip, load_open_clip, load_remote
+from pipeline.retrieval.image_encoders import BACKBONES, is_backbone, is_timm, load_backbone, load_timm
 
 F32 = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -40,13 +41,15 @@ Untyped = Any
 _NUM_WORKERS: Final = min(8, os.cpu_count() or 1)
 _CPU_BATCH: Final = 32
 """A larger batch leaves a CPU's caches: 256 took 1.8 times the CPU time of 32, ViT of 0.8 M parameters."""
+_CPU_BATCH_PIXELS: Final = 7 * 224**2
+"""The same for large inputs: 32 pictures of 224 pixels took 1.6 times the CPU time of 8, EfficientNet-Lite0."""
 _MIN_NORM: Final = 1e-12
 _FIXED_LENGTH_FAMILIES: Final = frozenset({"siglip", "siglip2"})
 """Families whose text tower was trained on texts padded to full length."""
 
 
 class Encoder(Protocol):
-    """What the rest of the project knows of an image-text encoder."""
+    """What the rest of the project knows of an encoder."""
 
     @property
     def dim(self) -> int:
@@ -64,19 +67,26 @@ class Encoder(Protocol):
     def input_size_px(self) -> int:
         """Side of the square input."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether texts have vectors; without, documents are ranked by their pictures alone."""
+
     def encode_images(self, images: Sequence[Image.Image]) -> F32:
         """Return one unit vector per picture; pictures of another size are squashed to the input's."""
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Return one unit vector per text, read as plain text; one that is too long is cut at its end."""
+        """Return one unit vector per text, read as plain text; one that is too long is cut at its end.
+
+        Without `has_text` they are zero: fused with a picture's vector they leave it as it is.
+        """
 
 
-class ClipEncoder:
-    """A dual encoder of the CLIP family: CLIP, SigLIP and the like from transformers, or one dressed as such.
+class ImageEncoder:
+    """An encoder of pictures alone: one of timm, or a backbone of transformers.
 
     Args:
-        model: has `get_image_features` and `get_text_features`.
-        processor: its image processor gives mean, deviation and scale; its tokenizer reads texts.
+        model: has `get_image_features`.
+        processor: its image processor gives mean, deviation and scale.
         digest: what names the folder's content.
         batch_size: most rows that go through the model at once.
         device: where the model lies.
@@ -86,18 +96,15 @@ class ClipEncoder:
         self, model: Untyped, processor: Untyped, *, digest: str, batch_size: int, device: torch.device
     ) -> None:
         self._model = model
-        self._tokenizer = processor.tokenizer
-        self._as_plain_text = PlainText(list_markers(processor.tokenizer))
         self._device = device
-        self._batch_size = min(batch_size, _CPU_BATCH) if device.type == "cpu" else batch_size
         self._digest = digest
         self._model_type = str(model.config.model_type)
         self._input_size_px = int(model.config.vision_config.image_size)
-        self._max_tokens = int(model.config.text_config.max_position_embeddings)
-        fixed_length = self._model_type in _FIXED_LENGTH_FAMILIES
-        self._padding: Literal["max_length", "longest"] = "max_length" if fixed_length else "longest"
+        most = min(_CPU_BATCH, max(1, _CPU_BATCH_PIXELS // self._input_size_px**2))
+        self._batch_size = min(batch_size, most) if device.type == "cpu" else batch_size
         self._scale_C, self._shift_C = _read_normalisation(processor.image_processor, device)
-        self._dim: int = self.encode_texts(["probe"]).shape[1]
+        with torch.inference_mode():
+            self._dim: int = self._encode_image_batch([Image.new("RGB", (1, 1))]).shape[1]
 
     @property
     def dim(self) -> int:
@@ -119,13 +126,18 @@ class ClipEncoder:
         """Side of the square input."""
         return self._input_size_px
 
+    @property
+    def has_text(self) -> bool:
+        """Whether texts have vectors."""
+        return False
+
     def encode_images(self, images: Sequence[Image.Image]) -> F32:
         """Return (N, D) unit vectors of the pictures."""
         return self._encode(images, self._encode_image_batch)
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Return (N, D) unit vectors of the texts."""
-        return self._encode(texts, self._encode_text_batch)
+        """Return (N, D) zeros."""
+        return np.zeros((len(texts), self._dim), dtype=np.float32)
 
     def _encode(self, items: Sequence[Item], encode_batch: Callable[[Sequence[Item]], torch.Tensor]) -> F32:
         if not items:
@@ -141,6 +153,40 @@ class ClipEncoder:
         pixels_NCHW = pixels_NHWC.permute(0, 3, 1, 2).contiguous().to(self._model.dtype)
         return _get_features(self._model.get_image_features(pixel_values=pixels_NCHW))
 
+    def _fit(self, image: Image.Image) -> Image.Image:
+        return crop_view(image.convert("RGB"), None, (self._input_size_px, self._input_size_px))
+
+
+class ClipEncoder(ImageEncoder):
+    """A dual encoder of the CLIP family: CLIP, SigLIP and the like from transformers, or one dressed as such.
+
+    Args:
+        model: has `get_image_features` and `get_text_features`.
+        processor: its image processor gives mean, deviation and scale; its tokenizer reads texts.
+        digest: what names the folder's content.
+        batch_size: most rows that go through the model at once.
+        device: where the model lies.
+    """
+
+    def __init__(
+        self, model: Untyped, processor: Untyped, *, digest: str, batch_size: int, device: torch.device
+    ) -> None:
+        super().__init__(model, processor, digest=digest, batch_size=batch_size, device=device)
+        self._tokenizer = processor.tokenizer
+        self._as_plain_text = PlainText(list_markers(processor.tokenizer))
+        self._max_tokens = int(model.config.text_config.max_position_embeddings)
+        fixed_length = self._model_type in _FIXED_LENGTH_FAMILIES
+        self._padding: Literal["max_length", "longest"] = "max_length" if fixed_length else "longest"
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts have vectors."""
+        return True
+
+    def encode_texts(self, texts: Sequence[str]) -> F32:
+        """Return (N, D) unit vectors of the texts."""
+        return self._encode(texts, self._encode_text_batch)
+
     def _encode_text_batch(self, texts: Sequence[str]) -> torch.Tensor:
         tokens_NT = self._tokenizer(
             [self._as_plain_text(text) for text in texts],
@@ -151,9 +197,6 @@ class ClipEncoder:
         ).to(self._device)
         wanted = {name: tokens_NT[name] for name in ("input_ids", "attention_mask") if name in tokens_NT}
         return _get_features(self._model.get_text_features(**wanted))
-
-    def _fit(self, image: Image.Image) -> Image.Image:
-        return crop_view(image.convert("RGB"), None, (self._input_size_px, self._input_size_px))
 
 
 def load_encoder(params: ScorerParams, batch_size: int = BatchParams().scorer) -> Encoder:
@@ -169,24 +212,24 @@ def load_encoder(params: ScorerParams, batch_size: int = BatchParams().scorer) -
     """
     path = resolve_model_path(params.path)
     device = choose_device(params.device, "scorer.device")
+    kind, model, processor = _open_folder(params, path, device)
+    return kind(model, processor, digest=name_encoder(params), batch_size=batch_size, device=device)
+
+
+def _open_folder(params: ScorerParams, path: Path, device: torch.device) -> tuple[type[ImageEncoder], Untyped, Untyped]:
+    dtype = _pick_dtype(params, device)
     if is_open_clip(path):
-        model, processor = load_open_clip(path, device, _pick_dtype(params, device) or torch.float32)
-    else:
-        check_model_folder(path)
-        # A GPU takes the weights as they were saved (paper: fp16).
-        dtype = _pick_dtype(params, device) or "auto"
-        if params.revision is not None:
-            check_revision(path, params.revision)
-            model, processor = load_remote(path, device, dtype)
-        else:
-            model, processor = _load_transformers(path, device, dtype)
-    return ClipEncoder(
-        model,
-        processor,
-        digest=name_encoder(params),
-        batch_size=batch_size,
-        device=device,
-    )
+        return ClipEncoder, *load_open_clip(path, device, dtype or torch.float32)
+    check_model_folder(path)
+    if is_timm(path):
+        return ImageEncoder, *load_timm(path, device, dtype or torch.float32)
+    # A GPU takes the weights as they were saved (paper: fp16).
+    if params.revision is not None:
+        check_revision(path, params.revision)
+        return ClipEncoder, *load_remote(path, device, dtype or "auto")
+    if is_backbone(path):
+        return ImageEncoder, *load_backbone(path, device, dtype or "auto")
+    return ClipEncoder, *_load_transformers(path, device, dtype or "auto")
 
 
 def _load_transformers(path: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[Untyped, Untyped]:
@@ -302,7 +345,10 @@ def _check_family(path: Path) -> None:
         raise ModelError(f"{path}: config.json names no known model family: {_one_line(error)}") from error
     methods = ("get_image_features", "get_text_features")
     if not all(hasattr(family, method) for method in methods):
-        raise ModelError(f"{path}: the scorer must be of the CLIP family, this is {config.model_type}")
+        raise ModelError(
+            f"{path}: the scorer must be an encoder of pictures ({', '.join(sorted(BACKBONES))}) or of the CLIP "
+            f"family, this is {config.model_type}"
+        )
     if not hasattr(config.vision_config, "image_size"):
         raise ModelError(
             f"{path}: {config.model_type} takes pictures of any shape (NaFlex), which is not supported; take the same "

@@ -271,6 +271,8 @@ def embed_documents(
 ) -> F32:
     """Return (N, D) vectors: a document's text and the mean of its pictures, fused; without pictures its text alone.
 
+    An encoder without text ranks by the mean of the pictures; a document without any is a zero vector and scores 0.
+
     Raises:
         DataError: a picture cannot be read.
     """
@@ -299,6 +301,13 @@ def _fuse_imported(encoder: Encoder, documents: Sequence[Document], imported: Im
             image_1D = normalise(image_PD.mean(axis=0, keepdims=True))
             vectors_ND[row] = fuse(image_1D, vectors_ND[row : row + 1])[0]
     return vectors_ND
+
+
+def count_without_picture(documents: Sequence[Document], imported: ImportedPictures | None) -> int:
+    """Return how many documents have neither a picture nor an imported vector of one."""
+    if imported is None:
+        return sum(not document.image_paths for document in documents)
+    return sum(not len(imported.get_vectors(document.doc_id)) for document in documents)
 
 
 def _embed_texts(encoder: Encoder, documents: Sequence[Document]) -> F32:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.config import Params
+from pipeline.errors import StageError
 from pipeline.files.store import load_documents, load_ids, writing
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import load_encoder
 from pipeline.retrieval.imported_pictures import load_imported_pictures
-from pipeline.retrieval.index import PictureFolder, build_index, hash_file
+from pipeline.retrieval.index import PictureFolder, build_index, count_without_picture, hash_file
 from pipeline.runs.tracking import StageRun
 from pipeline.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
@@ -18,7 +23,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     With `data.faiss_index` the vectors of pictures come from there, once they are found to be this encoder's.
 
     Raises:
-        StageError: prepare has not run or found no documents.
+        StageError: prepare has not run or found no documents, or none of them has a picture and the encoder knows no
+            text.
         ModelError: the encoder cannot be loaded.
         DataError: a picture cannot be read, or the imported index is damaged or not this encoder's.
     """
@@ -32,6 +38,12 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         order = load_ids(workspace.tables_dir / "document_order.parquet", stage="prepare")
         imported = load_imported_pictures(workspace.data_dir / params.data.faiss_index, order, encoder)
         num_checked = imported.check_against(encoder, documents, pictures.load_squashed)
+    num_unseen = 0 if encoder.has_text else count_without_picture(documents, imported)
+    if num_unseen:
+        told = f"index: {num_unseen} of {len(documents)} documents have no picture"
+        if num_unseen == len(documents):
+            raise StageError(f"{told}, and the encoder that scorer.path names knows no text")
+        logger.warning("%s: the encoder knows no text, so every query scores them 0", told)
     shards_dir = workspace.checkpoints_dir / "index"
     with track("index: documents", len(documents)) as advance, writing(shards_dir):
         built = build_index(
@@ -54,6 +66,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         "num_images": float(num_images),
         "dim": float(encoder.dim),
     }
+    if not encoder.has_text:
+        figures["num_without_picture"] = float(num_unseen)
     if imported is not None:
         figures["num_imported"] = float(len(imported))
         figures["num_spot_checked"] = float(num_checked)

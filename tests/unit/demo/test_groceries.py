@@ -1,4 +1,4 @@
-"""The groceries: photos dealt out once, mosaics with exact boxes, honest questions, recipes that run."""
+"""The groceries: photos dealt out once, mosaics with exact boxes, honest questions, a recipe that runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from demo.groceries import build_models
+from demo.groceries import build_models, dataset
 from demo.groceries.catalogue import Catalogue, open_picture, read_catalogue
-from demo.groceries.dataset import plan_queries, write_dataset
+from demo.groceries.dataset import MAX_GALLERY, pick_gallery, plan_queries, write_dataset
 from demo.groceries.mosaics import compose, draw_layout, list_references
-from demo.groceries.photo_contrast import PhotoContrastRecipe, build_targets
-from demo.groceries.photo_scenes import draw_photo_scenes, draw_photo_views, load_photos
+from demo.groceries.photo_scenes import draw_photo_scenes, load_photos
 from demo.recipes.grounding import GroundingRecipe
 from pipeline.cli import app
 from pipeline.config import DataParams
@@ -173,6 +173,31 @@ def test_every_photo_is_asked_about_alone_and_in_mosaics(catalogue: Catalogue) -
     assert set(asked.values()) == {1}
 
 
+def test_a_document_shows_photos_that_no_query_shows(catalogue: Catalogue, tmp_path: Path) -> None:
+    gallery = pick_gallery(catalogue)
+    assert list(gallery) == list(catalogue.products)
+    asked = {photo.path for query in plan_queries(catalogue, 0) for photo in query.photos}
+    for product, photos in gallery.items():
+        # Six of a product's ten training photos are the models'.
+        assert len({photo.path for photo in photos}) == 6 <= MAX_GALLERY
+        assert {photo.product for photo in photos} == {product}
+        assert not asked & {photo.path for photo in photos}
+    write_dataset(catalogue, 0, tmp_path / "data")
+    rows = [json.loads(line) for line in (tmp_path / "data/documents.jsonl").read_text().splitlines()]
+    for row, (product, photos) in zip(rows, gallery.items(), strict=True):
+        shown = [product.iconic_path, *(photo.path for photo in photos)]
+        for name, path in zip(row["images"], shown, strict=True):
+            assert np.abs(_read_colour(tmp_path / "data" / name) - _read_colour(path)).max() <= 4  # JPEG
+
+
+def test_a_product_of_many_photos_shows_the_first_that_were_dealt(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_GALLERY", 2)
+    for product, photos in pick_gallery(catalogue).items():
+        assert list(photos) == [photo for photo in catalogue.photos["models"] if photo.product == product][:2]
+
+
 def test_written_data_pass_the_check(catalogue: Catalogue, tmp_path: Path) -> None:
     write_dataset(catalogue, 0, tmp_path / "data")
     findings, _, refusal = check_data(DataParams(), tmp_path / "data")
@@ -185,20 +210,6 @@ def test_written_data_pass_the_check(catalogue: Catalogue, tmp_path: Path) -> No
     assert np.abs(picture - _read_colour(photo.path)).max() <= 4  # JPEG
 
 
-def test_a_view_belongs_to_all_that_it_shows(catalogue: Catalogue) -> None:
-    photos = load_photos(catalogue.photos["models"])
-    shown, views_V = draw_photo_views(photos, 1, 40, 32, 0.5, lambda _: None)
-    target_VE = build_targets(shown, _NUM_PRODUCTS)
-    assert views_V.shape == (40, 3, 32, 32)
-    assert {len(entries) for entries in shown} == {1, 2, 4}
-    np.testing.assert_allclose(target_VE.sum(axis=1), 1.0)
-    for entries, row in zip(shown, target_VE, strict=True):
-        assert np.flatnonzero(row).tolist() == sorted(entries)
-    again, pixels_again = draw_photo_views(photos, 1, 40, 32, 0.5, lambda _: None)
-    assert again == shown
-    assert np.array_equal(pixels_again, views_V)
-
-
 def test_scenes_point_where_things_lie(catalogue: Catalogue) -> None:
     scenes, _ = draw_photo_scenes(load_photos(catalogue.photos["models"]), 2, 30, 16, lambda _: None)
     for scene in scenes:
@@ -208,25 +219,18 @@ def test_scenes_point_where_things_lie(catalogue: Catalogue) -> None:
                 assert reference.phrase == f"the {scene.things[reference.thing].names[0]}"
 
 
-def test_recipes_run_and_write_models_that_open(
+def test_the_recipe_runs_and_writes_a_model_that_opens(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoModel, AutoModelForImageTextToText
-
     monkeypatch.setattr(build_models, "NUM_SCENES", 8)
     monkeypatch.setattr(build_models, "NUM_HELD_OUT", 4)
-    photos = load_photos(catalogue.photos["models"])
     said: list[str] = []
-    scorer = PhotoContrastRecipe(num_views=8, num_steps=2, num_views_per_step=4, warmup_steps=1)
-    build_models.build_scorer(catalogue, photos, tmp_path / "clip", scorer, 0, said.append)
     pointing = GroundingRecipe(num_steps=2, num_scenes_per_step=4, warmup_steps=1)
-    build_models.build_policy(catalogue, photos, tmp_path / "llava", pointing, 0, said.append)
-    opened: dict[str, Any] = {"tiny-clip": AutoModel, "tiny-llava": AutoModelForImageTextToText}
-    for (name, kind), written in zip(opened.items(), ("clip", "llava"), strict=True):
-        model = kind.from_pretrained(tmp_path / written)
-        start = kind.from_pretrained(build_models._BUILTIN / name)
-        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
-        assert "no query shows" in (tmp_path / written / "README.md").read_text()
+    build_models.build_policy(catalogue, tmp_path / "llava", 0, said.append, pointing)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava")
+    start = AutoModelForImageTextToText.from_pretrained(build_models._BUILTIN / "tiny-llava")
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert "no query shows" in (tmp_path / "llava" / "README.md").read_text()
     assert any("held-out" in line for line in said)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.errors import ConfigError, DataError, StageError
-from pipeline.files.store import load_documents
+from pipeline.files.store import load_documents, save_documents
 from pipeline.process.progress import track
+from pipeline.retrieval.encoder import F32
 from pipeline.retrieval.index import (
     BuildFigures,
     DocumentIndex,
@@ -179,3 +181,43 @@ def test_progress_is_logged_with_the_time_left(caplog: pytest.LogCaptureFixture)
         advance(5)
     assert "index: documents 5 of 10" in caplog.text
     assert "s left" in caplog.text
+
+
+class _PictureEncoder(CountingEncoder):
+    """One that knows no text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_text = False
+
+    def encode_texts(self, texts: Sequence[str]) -> F32:
+        return np.zeros((len(texts), self.dim), dtype=np.float32)
+
+
+def test_without_text_a_vector_is_the_mean_of_pictures_and_none_scores_zero(
+    workspace: Workspace, documents: list[Document]
+) -> None:
+    encoder, pictures = _PictureEncoder(), PictureFolder(workspace.data_dir, 10_000)
+    _build(workspace, documents, encoder)
+    index = _open(workspace)
+    for document, vector_D in zip(documents, index.vectors_ND, strict=True):
+        if document.image_paths:
+            mean_D = encoder.encode_images(pictures.load_squashed(document.image_paths, 8)).mean(axis=0)
+            np.testing.assert_allclose(vector_D, mean_D / np.linalg.norm(mean_D), atol=1e-6)
+        else:
+            assert not vector_D.any()
+    blind = [document.doc_id for document in documents if not document.image_paths]
+    query_1D = encoder.encode_images([Image.new("RGB", (8, 8), "red")])
+    assert not score_candidates(query_1D, index.get_vectors(blind)).any()
+
+
+def test_stage_says_how_many_documents_have_no_picture(
+    workspace: Workspace, documents: list[Document], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(index_stage, "load_encoder", lambda *_: _PictureEncoder())
+    figures = index_stage.run(build_params(Path("planted")), workspace, null_run())
+    assert figures["num_without_picture"] == sum(not document.image_paths for document in documents) == 10
+    assert "10 of 30 documents have no picture" in caplog.text
+    save_documents(workspace.tables_dir / "documents.parquet", [d for d in documents if not d.image_paths])
+    with pytest.raises(StageError, match="10 of 10 documents have no picture, and the encoder"):
+        index_stage.run(build_params(Path("planted")), workspace, null_run())
