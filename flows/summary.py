@@ -11,7 +11,14 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from flows.environment import MLFLOW_UI_VARIABLE
-from pipeline.report.table import BEST_PAIR, format_difference, name_pair
+from pipeline.report.table import (
+    BEST_PAIR,
+    format_difference,
+    format_mean,
+    format_range,
+    name_pair,
+    name_search_pair,
+)
 from pipeline.workspace import Workspace
 
 ARTIFACT_KEY = "region-r1-result"
@@ -54,7 +61,7 @@ def _build_table(path: Path) -> str:
         f"| {method} | " + " | ".join(_format_figure(figures.get(metric)) for metric in metrics) + " |"
         for method, figures in methods.items()
     ]
-    return "\n".join([*head, *rows, "", *_describe_best(report)])
+    return "\n".join([*head, *rows, "", *_describe_best(report), *_describe_search(report)])
 
 
 def _describe_best(report: Any) -> list[str]:  # noqa: ANN401 - any JSON
@@ -65,6 +72,21 @@ def _describe_best(report: Any) -> list[str]:  # noqa: ANN401 - any JSON
     except (KeyError, TypeError):
         return []
     return [f"{ours} against {bar}, CondR@1: {difference}", ""]
+
+
+def _describe_search(report: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """Say what searching again finds, and how that stands to the best rule; nothing where the report does not tell."""
+    try:
+        ours, bar = name_search_pair(BEST_PAIR, report["search_choices"])
+        found = report["search"][report["search_choices"]["headline"]]
+        figures = [
+            f"{label} {format_mean(found[metric], 'share')} ({format_range(found[metric], 'share')})"
+            for label, metric in (("R@1", "recall_at_1"), ("R@20", "recall_at_20"))
+        ]
+        difference = format_difference(report["paired_search"][BEST_PAIR]["recall_at_1"], "share")
+    except (KeyError, TypeError):
+        return []
+    return [f"Searching again, {ours}: {', '.join(figures)}; against {bar}, R@1: {difference}", ""]
 
 
 def _find_methods(report: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - any JSON

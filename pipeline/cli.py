@@ -13,20 +13,13 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.config import Params, SourceName, load_params, load_params_for_dvc, take_source
 from pipeline.disk_faults import explain
 from pipeline.errors import ConfigError, StageError
 from pipeline.process.environment import limit_threads, prepare_process
-from pipeline.report import table as figures
 from pipeline.workspace import Workspace
 
-# Rates that scripts read, for every method; fractions, not percentages.
-JSON_METRICS: Final = (
-    "mrr", "ndcg", "recall_at_1", "cond_recall_at_1", "rc_rate", "harm_rate", "malformed_rate", "headroom",
-)  # fmt: skip
-TABLE_METRICS: Final = ("cond_recall_at_1", "headroom", "rc_rate", "harm_rate", "malformed_rate")
 MAX_REJECTS_PRINTED: Final = 10
 # A world's stages need some training queries to run at all; nothing is trained on them.
 WORLD_NUM_TRAIN: Final = 64
@@ -317,31 +310,6 @@ def main() -> None:
     app()
 
 
-def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of report.json that scripts read.
-
-    Rates are fractions; an entry is null where a figure has no value.
-    """
-    names = ("mean", "low", "high")
-
-    def trim(value: Mapping[str, float] | None, *more: str) -> dict[str, float] | None:
-        return None if value is None else {name: value[name] for name in (*names, *more)}
-
-    return {
-        "methods": {
-            method: {name: trim(values[name]) for name in JSON_METRICS} for method, values in report["methods"].items()
-        },
-        "paired": {
-            pair: {metric: trim(value, "p_value") for metric, value in values.items()}
-            for pair, values in report["paired"].items()
-        },
-        **{name: report[name] for name in ("best_rule", "best_rgrpo", "rules", "left_out", "val")},
-        **{name: report[name] for name in ("num_queries", "num_with_positive", "params_sha256", "data_md5")},
-        "behaviour": report["behaviour"],
-        "infoseek": report.get("infoseek", {}),
-    }
-
-
 def _world_workspace(root: Path, seed: int) -> Workspace:
     folder = root / "artifacts" / "worlds" / str(seed)
     return Workspace(
@@ -396,6 +364,7 @@ def _format_findings(findings: Mapping[str, Any]) -> str:
 def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None = None) -> None:
     """Print an evaluation; that of a checkout, `of_lock`, beside what its committed dvc.lock says of the outputs."""
     from pipeline.files.store import read_json
+    from pipeline.results import print_results, summarise
     from pipeline.runs.reproduction import Reproduction, check_reproduction
 
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
@@ -404,21 +373,7 @@ def _print_results(workspace: Workspace, *, as_json: bool, of_lock: Path | None 
         typer.echo(json.dumps(summarise(report) | reproduction.as_json(), indent=2))
         return
     console = Console()
-    console.print(_build_table(report))
-    for method, reason in report["left_out"].items():
-        console.print(f"{figures.METHOD_LABELS[method]} is left out: {reason}", highlight=False)
-    for method, chosen in report["rules"].items():
-        said = figures.describe_setting(chosen)
-        console.print(f"{figures.METHOD_LABELS[method]}, as chosen on val: {said}", highlight=False)
-    for pair, values in report["paired"].items():
-        a, b = figures.name_pair(pair, report)
-        said = figures.format_difference(values["cond_recall_at_1"], "share")
-        console.print(f"{a} against {b}, CondR@1: {said}", highlight=False)
-    for method, scores in report.get("infoseek", {}).items():
-        said = figures.format_mean(scores["cond_recall_at_1"]["harmonic_mean"], "share")
-        span = figures.format_range(scores["cond_recall_at_1"]["harmonic_mean"], "share")
-        line = f"InfoSeek, harmonic mean of CondR@1 over both splits, {figures.METHOD_LABELS[method]}: {said}"
-        console.print(f"{line} ({span})" if span else line, highlight=False)
+    print_results(report, console)
     if of_lock is not None:
         console.print(reproduction.describe(), highlight=False, soft_wrap=True)
     console.print(f"[dim]report: {workspace.report_dir / 'report.html'}[/dim]", highlight=False, soft_wrap=True)
@@ -435,28 +390,6 @@ def _print_ablations(workspace: Workspace, *, as_json: bool) -> None:
 
     print_summary(summary, Console())
     typer.echo(f"tables: {workspace.ablation_dir / 'summary.md'}, chart: {workspace.ablation_dir / 'ablation.svg'}")
-
-
-def _build_table(report: Mapping[str, Any]) -> Table:
-    """Return what fits 80 columns; the JSON and the report hold every figure with its interval."""
-    shown = [column for column in figures.COLUMNS if column.metric in TABLE_METRICS]
-    sure = f"{100 * report['confidence']:g} %"
-    title = f"{report['num_queries']} test queries, {report['num_with_positive']} with a positive in the pool"
-    table = Table(
-        title=title,
-        caption=f"in brackets: {sure} bootstrap interval",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    table.add_column("method", no_wrap=True)
-    for column in shown:
-        table.add_column(column.label, justify="right", no_wrap=True)
-    for method, values in report["methods"].items():
-        cells = [figures.format_mean(values[column.metric], column.kind) for column in shown]
-        cells[0] += f" ({figures.format_range(values[shown[0].metric], shown[0].kind)})"
-        table.add_row(figures.METHOD_LABELS[method], *cells, style="bold" if method == "rgrpo" else None)
-    return table
 
 
 if __name__ == "__main__":

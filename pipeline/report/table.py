@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Kind = Literal["score", "share"]
 NO_VALUE = "n/a"
@@ -91,6 +91,88 @@ DECISION_METRICS = frozenset({"rc_rate", "harm_rate", "harm_given_first", "malfo
 """Metrics of what a method decides; the others are metrics of the ranking."""
 
 
+SEARCH_LABELS: Final[Mapping[str, str]] = {
+    "full": "full image",
+    "reranked": "re-ranking alone",
+    "base": "base VLM",
+    "base_grown": "base, grown",
+    "base_squared": "base, squared",
+    "base_union": "base, merged",
+    "sft": "SFT",
+    "rgrpo": "r-GRPO",
+    "rgrpo_union": "r-GRPO, merged",
+    "perfect": "perfect (ceiling)",
+}
+"""Methods of searching again, in the order shown."""
+
+SEARCH_GROUPS: Final = (
+    ("full", "reranked"),
+    ("base", "base_grown", "base_squared", "base_union"),
+    ("sft", "rgrpo", "rgrpo_union"),
+    ("perfect",),
+)
+"""What searches once; rules that nobody trained; what was trained here; a ceiling."""
+
+SEARCH_NOTES: Final[Mapping[str, str]] = {
+    "full": "searches once, with the whole query image: the pool that re-ranking orders",
+    "reranked": "searches once; the better r-GRPO of the first table orders that pool by its view",
+    "base": "searches with the box that the vision-language model names before any training here",
+    "base_grown": "rule: searches with that box, grown on every side",
+    "base_squared": "rule: searches with that box made square in pixels, then grown",
+    "base_union": "rule: what the grown box and the full image find, merged",
+    "sft": "searches with the region named after warm-up; where it keeps the full image, its pool stays",
+    "rgrpo": "searches with the trained policy's region; where it keeps the full image, its pool stays",
+    "rgrpo_union": "what that region and the full image find, merged",
+    "perfect": "searches with the box around the thing asked about, where the data have one: a ceiling of pointing",
+}
+
+SEARCH_CHOSEN: Final = ("base_grown", "base_squared", "base_union", "rgrpo_union")
+"""Methods whose numbers val chooses; the others leave nothing open."""
+
+SEARCH_COLUMNS: Final = (
+    Column("recall_at_1", "R@1", "share", "relevant document first"),
+    Column("recall_at_5", "R@5", "share", "relevant document among the first 5"),
+    Column("recall_at_10", "R@10", "share", "relevant document among the first 10"),
+    Column("recall_at_20", "R@20", "share", "relevant document among the first 20"),
+    Column("mrr", "MRR", "score", "mean reciprocal rank"),
+    Column("ndcg", "NDCG", "score", "at the number of documents that a query ends with"),
+    Column("harm_at_1", "harm at 1", "share", "the full image ranks a relevant document first, the method does not"),
+    Column("harm_at_20", "harm at 20", "share", "the full image has one among its first 20, the method has not"),
+    Column("rc_rate", "cropped", "share", "queries answered with a region"),
+    Column("malformed_rate", "malformed", "share", "answers that are no decision; each finds nothing"),
+)
+"""All over all test queries, whether or not the full image's pool holds a relevant document."""
+
+
+def name_search_pair(pair: str, choices: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the two methods of a paired difference of searching again are called.
+
+    >>> name_search_pair("rgrpo_minus_best_rule", {"headline": "rgrpo_union", "best_rule": "base_union"})
+    ('r-GRPO, merged', 'best rule (base, merged)')
+    """
+    other = pair.removeprefix("rgrpo_minus_")
+    bar = f"best rule ({SEARCH_LABELS[choices['best_rule']]})" if other == "best_rule" else SEARCH_LABELS[other]
+    return SEARCH_LABELS[choices["headline"]], bar
+
+
+def describe_search_setting(chosen: Mapping[str, Any]) -> str:
+    """Return in words how a method searches again.
+
+    >>> describe_search_setting({"margin": 0.1, "is_square": True, "fusion": None})
+    "box made square, grown by 10 % a side; what it finds takes the pool's place"
+    >>> describe_search_setting({"margin": 0.0, "is_square": False, "fusion": 0.7})
+    'box not grown; merged with the pool, scores 70 % crop, 30 % full image'
+    >>> describe_search_setting({"margin": 0.0, "is_square": False, "fusion": "rrf"})
+    'box not grown; merged with the pool by Reciprocal Rank Fusion'
+    """
+    box, fusion = _describe_box(chosen), chosen["fusion"]
+    if fusion is None:
+        return f"{box}; what it finds takes the pool's place"
+    if fusion == "rrf":
+        return f"{box}; merged with the pool by Reciprocal Rank Fusion"
+    return f"{box}; merged with the pool, scores {_describe_mean(fusion, 'crop')}"
+
+
 def name_pair(pair: str, report: Mapping[str, Any]) -> tuple[str, str]:
     """Return what the two methods of a paired difference are called; the best ones by the names that val gave them."""
     first, second = pair.split("_minus_")
@@ -109,10 +191,7 @@ def describe_setting(chosen: Mapping[str, Any]) -> str:
     >>> describe_setting({"margin": 0.0, "is_square": False, "gap_ratio": None, "weight": 1, "kept_weight": 0.25})
     'box not grown; scores 100 % crop, 0 % full image; where it keeps that 25 % forced region, 75 % full image'
     """
-    margin = chosen["margin"]
-    words = [f"box grown by {100 * margin:g} % a side" if margin else "box not grown"]
-    if chosen["is_square"]:
-        words[0] = f"box made square, {words[0].removeprefix('box ')}"
+    words = [_describe_box(chosen)]
     if chosen["gap_ratio"] is not None:
         lead = f"{chosen['gap_ratio']:g} times the full image's lead"
         words.append(f"crop where its best candidate leads by more than {lead}")
@@ -121,6 +200,12 @@ def describe_setting(chosen: Mapping[str, Any]) -> str:
     if chosen["kept_weight"] is not None:
         words.append(f"where it keeps that {_describe_mean(chosen['kept_weight'], 'forced region')}")
     return "; ".join(words)
+
+
+def _describe_box(chosen: Mapping[str, Any]) -> str:
+    margin = chosen["margin"]
+    grown = f"grown by {100 * margin:g} % a side" if margin else "not grown"
+    return f"box made square, {grown}" if chosen["is_square"] else f"box {grown}"
 
 
 def _describe_mean(weight: float, view: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.ablation.arms import ARMS
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import METHODS
 from pipeline.evaluation.rules import RULES
+from pipeline.results import JSON_METRICS
 from pipeline.stages import STAGE_NAMES, STAGES, evaluate
 from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
 
@@ -35,7 +36,7 @@ def test_results_as_json_are_json_and_complete(evaluated: Path) -> None:
     assert ended.exit_code == 0
     found = json.loads(ended.stdout)
     assert set(found["methods"]) == set(METHODS)
-    assert set(found["methods"]["rgrpo"]) == set(cli.JSON_METRICS)
+    assert set(found["methods"]["rgrpo"]) == set(JSON_METRICS)
     assert set(found["methods"]["rgrpo"]["mrr"]) == {"mean", "low", "high"}
     assert set(found["paired"]) == {
         "rgrpo_minus_best_rule",

@@ -9,17 +9,21 @@ import pytest
 from flows import summary
 from flows.summary import build_summary
 from pipeline.files.store import read_json, write_json
-from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
+from tests.fakes import report_fakes as fakes
+from tests.fakes.evaluation_fakes import ask_and_evaluate, build_fake_world
 
 
 def test_summary_names_every_method_and_the_best_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_fake_world(tmp_path, monkeypatch, num_queries=14)
-    ask_and_evaluate(PARAMS, world.workspace)
+    ask_and_evaluate(fakes.NOT_SEARCHED, world.workspace)
     page = build_summary(tmp_path, "run", {"evaluate": "Completed"})
     path = world.workspace.evaluation_dir / "report.json"
     report = read_json(path)
     assert all(f"| {method} |" in page for method in report["methods"])
     assert "against best rule (" in page
+    assert "Searching again" not in page
+    write_json(path, report | fakes.build_search())
+    assert "Searching again, r-GRPO, merged: R@1 70.0 % (60.0 to 80.0), R@20" in build_summary(tmp_path, "run", {})
     write_json(path, {"methods": report["methods"]})
     assert "best rule" not in build_summary(tmp_path, "run", {})
 
