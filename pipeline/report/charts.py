@@ -35,7 +35,7 @@ def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart
             "method": METHOD_LABELS[method],
             "colour": _colour_of(method),
             "opens_group": method in (_find_first(group, shown) for group in METHOD_GROUPS[1:]),
-            **_take(report["methods"][method][metric]),
+            **take_interval(report["methods"][method][metric]),
         }
         for method in shown
     ]
@@ -43,7 +43,7 @@ def draw_methods(report: Mapping[str, Any], metric: str, title: str) -> AnyChart
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("method:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelColor=INK)),
         color=alt.Color("colour:N", scale=None),
-        tooltip=["method:N", *_tell_interval(title)],
+        tooltip=["method:N", *tell_interval(title)],
     )
     share = alt.Scale(domain=[0, 1])
     axis = alt.Axis(format=PERCENT, tickCount=5, title=f"{title}, share of queries")
@@ -84,7 +84,7 @@ def draw_rates_by_rank(
             "bucket": _name_bucket(bucket, figures["num_queries"]),
             "series": METHOD_LABELS[method],
             "num": figures["num_queries"],
-            **_take(figures[metric]),
+            **take_interval(figures[metric]),
         }
         for method in methods
         for bucket, figures in by_rank[method].items()
@@ -102,7 +102,7 @@ def draw_success_by_rank(by_rank: Mapping[str, Mapping[str, Any]]) -> AnyChart:
             "bucket": _name_bucket(bucket, figures["num_cropped"]),
             "series": name,
             "num": figures["num_cropped"],
-            **_take(figures[metric]),
+            **take_interval(figures[metric]),
         }
         for metric, name in series.items()
         for bucket, figures in by_rank.items()
@@ -123,7 +123,7 @@ def _draw_grouped_bars(rows: Sequence[Row], colours: Mapping[str, str], title: s
             scale=alt.Scale(paddingInner=0.25),
         ),
         xOffset=alt.XOffset("series:N", sort=list(colours)),
-        tooltip=["series:N", alt.Tooltip("num:Q", title="queries"), *_tell_interval(title)],
+        tooltip=["series:N", alt.Tooltip("num:Q", title="queries"), *tell_interval(title)],
     )
     bars = base.mark_bar(cornerRadiusEnd=2).encode(
         y=alt.Y("mean:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=PERCENT, tickCount=5)),
@@ -244,10 +244,12 @@ def _name_bucket(bucket: str, num: int) -> str:
     return f"{bucket}|n = {num}"
 
 
-def _take(interval: Mapping[str, float]) -> Row:
+def take_interval(interval: Mapping[str, float]) -> Row:
+    """Return what a chart needs of an interval."""
     return {name: interval[name] for name in ("mean", "low", "high")}
 
 
-def _tell_interval(title: str) -> list[alt.Tooltip]:
+def tell_interval(title: str) -> list[alt.Tooltip]:
+    """Return the tooltip of a share with its interval."""
     names = {"mean": title, "low": "from", "high": "to"}
     return [alt.Tooltip(f"{name}:Q", title=said, format=".1%") for name, said in names.items()]

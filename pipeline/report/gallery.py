@@ -1,10 +1,10 @@
-"""The gallery of the report: wins, losses and abstentions of the policy, with their rankings."""
+"""The gallery of the report: wins, losses, abstentions and what a search won back, with their rankings."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -12,10 +12,11 @@ from typing import Final, Literal
 from PIL import Image
 
 from pipeline.files.images import load_upright
-from pipeline.types import Box, Document, Pool, Query, QueryResult
+from pipeline.types import Box, Document, Query, QueryResult
 
-Kind = Literal["win", "loss", "kept"]
+Kind = Literal["win", "loss", "kept", "won_back"]
 KINDS: Final[tuple[Kind, ...]] = ("win", "loss", "kept")
+"""What re-ranking the pool comes to; `won_back` is of searching again."""
 SHOWN_DEPTH: Final = 5
 NUM_EACH: Final = 8
 _QUERY_SIDE_PX = 400
@@ -24,7 +25,7 @@ _DOCUMENT_SIDE_PX = 72
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One query of the gallery: its rows under the full image and under the policy."""
+    """One query of the gallery: its rows under the full image and under the policy, re-ranking or searching again."""
 
     kind: Kind
     query: Query
@@ -51,7 +52,7 @@ class Tally:
 class Candidate:
     """A document in a top-5 strip; `picture` is a data URI, None for a document without pictures."""
 
-    doc_id: str
+    rank: int
     title: str
     is_relevant: bool
     picture: str | None
@@ -108,7 +109,7 @@ def pick_cards(cards: Sequence[Card], *, num_each: int = NUM_EACH) -> list[Card]
     for kind in ("win", "loss"):
         ordered[kind].sort(key=lambda card: -abs(card.after.reciprocal_rank - card.before.reciprocal_rank))
     kept = ordered["kept"]
-    ordered["kept"] = [kept[i] for i in _spread(len(kept))]
+    ordered["kept"] = [kept[i] for i in spread(len(kept))]
     num_shown = {kind: min(num_each, len(ordered[kind])) for kind in KINDS}
     for kind in KINDS:
         missing = num_each * len(KINDS) - sum(num_shown.values())
@@ -116,10 +117,10 @@ def pick_cards(cards: Sequence[Card], *, num_each: int = NUM_EACH) -> list[Card]
     return [card for kind in KINDS for card in ordered[kind][: num_shown[kind]]]
 
 
-def _spread(num: int) -> list[int]:
+def spread(num: int) -> list[int]:
     """Return 0 to num - 1 in an order whose every beginning is spread over the whole range.
 
-    >>> _spread(6)
+    >>> spread(6)
     [0, 4, 2, 1, 5, 3]
     """
     width = max(1, (num - 1).bit_length())
@@ -129,36 +130,46 @@ def _spread(num: int) -> list[int]:
 
 def build_panels(
     cards: Sequence[Card],
-    pools: Mapping[str, Pool],
+    judged: Set[tuple[str, str]],
     documents: Mapping[str, Document],
     data_dir: Path,
     *,
     max_pixels: int,
 ) -> list[Panel]:
-    """Load the pictures of the cards and shrink them into data URIs."""
+    """Load the pictures of the cards and shrink them into data URIs.
+
+    Args:
+        cards: the queries to show.
+        judged: (query id, id of a document that answers it), in its pool or not.
+        documents: document id -> document.
+        data_dir: where the pictures lie.
+        max_pixels: a picture above it is refused.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
     thumbnails: dict[str, str | None] = {}
 
     def show(path: str, side_px: int) -> str:
         return _encode_jpeg(load_upright(data_dir / path, max_pixels=max_pixels, root=data_dir), side_px)
 
-    def show_candidates(row: QueryResult) -> tuple[Candidate, ...]:
-        pool = pools[row.query_id]
-        relevant = {doc_id for doc_id, is_relevant in zip(pool.doc_ids, pool.relevance, strict=True) if is_relevant}
-        shown = []
-        for doc_id in row.doc_ids[:SHOWN_DEPTH]:
-            document = documents[doc_id]
-            if doc_id not in thumbnails:
-                paths = document.image_paths
-                thumbnails[doc_id] = show(paths[0], _DOCUMENT_SIDE_PX) if paths else None
-            shown.append(
-                Candidate(
-                    doc_id=doc_id,
-                    title=document.title,
-                    is_relevant=doc_id in relevant,
-                    picture=thumbnails[doc_id],
-                )
+    def show_document(document: Document) -> str | None:
+        if document.doc_id not in thumbnails:
+            paths = document.image_paths
+            thumbnails[document.doc_id] = show(paths[0], _DOCUMENT_SIDE_PX) if paths else None
+        return thumbnails[document.doc_id]
+
+    def show_candidates(row: QueryResult, ranks: Sequence[int]) -> tuple[Candidate, ...]:
+        shown = [(rank, documents[row.doc_ids[rank - 1]]) for rank in ranks]
+        return tuple(
+            Candidate(
+                rank=rank,
+                title=document.title,
+                is_relevant=(row.query_id, document.doc_id) in judged,
+                picture=show_document(document),
             )
-        return tuple(shown)
+            for rank, document in shown
+        )
 
     return [
         Panel(
@@ -173,11 +184,21 @@ def build_panels(
             rank_before=card.before.first_rank,
             rank_after=card.after.first_rank,
             malformed=card.after.decision == "malformed",
-            before=show_candidates(card.before),
-            after=show_candidates(card.after),
+            before=show_candidates(card.before, _list_top(card.before)),
+            after=show_candidates(card.after, _list_shown(card)),
         )
         for card in cards
     ]
+
+
+def _list_top(row: QueryResult) -> list[int]:
+    return list(range(1, min(SHOWN_DEPTH, len(row.doc_ids)) + 1))
+
+
+def _list_shown(card: Card) -> list[int]:
+    """Return the ranks of the top, and what was won back where it stands below it."""
+    top, found = _list_top(card.after), card.after.first_rank
+    return [*top, found] if card.kind == "won_back" and found is not None and found > SHOWN_DEPTH else top
 
 
 def _name_kind(before: QueryResult, after: QueryResult) -> Kind | None:

@@ -36,7 +36,7 @@ def _write_result(report: Mapping[str, Any]) -> str:
         return "No pool of the test queries holds a positive, so no method can rank one first."
     ours, bar = (report["best_rgrpo"], report["best_rule"]) if named else ("rgrpo", "full")
     shown = dict.fromkeys((ours, "rgrpo", bar, "full"))
-    figures = [f"{_name(name, report)} {_say(methods[name][_METRIC])}" for name in shown]
+    figures = [f"{_name(name, report)} {say_interval(methods[name][_METRIC])}" for name in shown]
     return (
         f"{_name_direction(difference, _OURS[ours], _name(bar, report))} Share of the {report['num_with_positive']:,} "
         f"queries whose pool holds a positive that have one ranked first: {', '.join(figures)}."
@@ -64,13 +64,17 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
     lines = [_compare_with_rule(report)]
     if report["best_rgrpo"] == "rgrpo_fused":
         lines.append(_say_what_is_fused(report))
-    lost = f"Harm: {_count(policy['harm_rate'], num)} queries that the full image gets right the policy gets wrong"
+    lost = (
+        f"Harm: {count_queries(policy['harm_rate'], num)} queries that the full image gets right the policy gets wrong"
+    )
     given = policy["harm_given_first"]
-    lost += "." if given is None else f", {_say(given)} of those it gets right."
-    malformed = f"Malformed: {_count(policy['malformed_rate'], num)} answers are no decision; each counts as a miss."
+    lost += "." if given is None else f", {say_interval(given)} of those it gets right."
+    malformed = (
+        f"Malformed: {count_queries(policy['malformed_rate'], num)} answers are no decision; each counts as a miss."
+    )
     lines += [lost, malformed]
     if policy["headroom"] is not None:
-        reached = _say(policy["headroom"])
+        reached = say_interval(policy["headroom"])
         lines.append(f"Headroom: {reached} of the oracle's gain is reached; 100 % is the most that a view can bring.")
     if rivals := _list_rivals(methods):
         lines.append(
@@ -84,7 +88,7 @@ def _compare_with_rule(report: Mapping[str, Any]) -> str:
         return "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
     ours, bar = name_pair(BEST_PAIR, report)
     difference = report["paired"][BEST_PAIR][_METRIC]
-    harms = [_say(report["methods"][report[name]]["harm_rate"]) for name in ("best_rgrpo", "best_rule")]
+    harms = [say_interval(report["methods"][report[name]]["harm_rate"]) for name in ("best_rgrpo", "best_rule")]
     return (
         f"Over what nobody trained: {ours} minus {bar} is {format_difference(difference, 'share')}, with harm "
         f"{harms[0]} against {harms[1]}. Both were named by val."
@@ -109,16 +113,18 @@ def _list_rivals(methods: Mapping[str, Any]) -> str:
     if policy is None:
         return ""
     rivals = [
-        f"{METHOD_LABELS[name]} ({_say(metrics[_METRIC])}, harm {_say(metrics['harm_rate'])})"
+        f"{METHOD_LABELS[name]} ({say_interval(metrics[_METRIC])}, harm {say_interval(metrics['harm_rate'])})"
         for name, metrics in methods.items()
         if name not in ("rgrpo", "rgrpo_fused", *_CEILINGS) and metrics[_METRIC]["mean"] >= policy["low"]
     ]
     return ", ".join(rivals)
 
 
-def _say(interval: Mapping[str, Any]) -> str:
+def say_interval(interval: Mapping[str, Any]) -> str:
+    """Return a share with its interval, which no line end parts."""
     return f"{format_mean(interval, 'share')} [{format_range(interval, 'share')}]".replace(" ", "\u00a0")
 
 
-def _count(interval: Mapping[str, Any], num: int) -> str:
-    return f"{round(interval['mean'] * num):,} of {num:,} ({_say(interval)})"
+def count_queries(interval: Mapping[str, Any], num: int) -> str:
+    """Return how many of `num` queries a share is of them, and the share with its interval."""
+    return f"{round(interval['mean'] * num):,} of {num:,} ({say_interval(interval)})"

@@ -29,9 +29,12 @@ METHOD_COLOURS: Final[Mapping[str, str]] = {
     "base_squared": RULE,
     "base_grown_or_full": RULE,
     "base_grown_fused": RULE,
+    "base_union": RULE,
     "sft": "var(--sft)",
     "rgrpo": POLICY,
     "rgrpo_fused": POLICY,
+    "rgrpo_union": POLICY,
+    "reranked": "var(--policy-soft)",
     "perfect": CEILING,
     "oracle": CEILING,
 }

@@ -17,14 +17,16 @@ from pipeline.files.images import crop_view, load_upright
 from pipeline.files.store import (
     load_curves,
     load_documents,
+    load_qrels,
     load_results,
     load_rollouts,
     read_json,
     replace_dir,
     write_text,
 )
-from pipeline.report.gallery import build_panels, list_cards, pick_cards
+from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
 from pipeline.report.page import ReportInputs, render_page
+from pipeline.report.search.won_back import SearchTally, list_won_back, pick_won_back
 from pipeline.runs.tracking import StageRun
 from pipeline.types import Box, CurvePoint, Query, QueryResult
 from pipeline.workspace import Workspace
@@ -70,9 +72,10 @@ def _gather(
     workspace: Workspace,
 ) -> ReportInputs:
     cards, tally = list_cards(test.queries, full, policy)
+    won_back, search_tally = _list_won_back(report, test, full, workspace)
     panels = build_panels(
-        pick_cards(cards),
-        {pool.query_id: pool for pool in test.pools},
+        [*pick_cards(cards), *pick_won_back(won_back)],
+        {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(workspace.tables_dir / "qrels.parquet")},
         {d.doc_id: d for d in load_documents(workspace.tables_dir / "documents.parquet")},
         workspace.data_dir,
         max_pixels=params.data.max_image_pixels,
@@ -82,12 +85,24 @@ def _gather(
         report=report,
         panels=panels,
         tally=tally,
+        search_tally=search_tally,
         crops=[box for _, box in cropped],
         targets=[query.target_box for query, _ in cropped if query.target_box is not None],
         warmup_curve=_load_curve(workspace.curve_path("warmup")),
         train_curve=_load_curve(workspace.curve_path("train")),
         rollouts=load_rollouts(rollouts_path) if rollouts_path.is_file() else (),
     )
+
+
+def _list_won_back(
+    report: dict[str, Any], test: QuerySet, full: Sequence[QueryResult], workspace: Workspace
+) -> tuple[Sequence[Card], SearchTally | None]:
+    if "search" not in report:
+        return (), None
+    choices = report["search_choices"]
+    rows = load_results(workspace.evaluation_dir / "search_results.parquet")
+    found = [row for row in rows if row.method == choices["headline"]]
+    return list_won_back(test.queries, full, found, depth=choices["num_candidates"])
 
 
 def _load_curve(path: Path) -> Sequence[CurvePoint]:

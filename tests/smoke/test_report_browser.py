@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.files.store import save_curves, save_rollouts
+from pipeline.files.store import load_qrels, save_curves, save_rollouts
 from pipeline.report.page import ReportInputs, render_page
 from pipeline.runs.tracking import null_run
 from pipeline.stages import report as report_stage
@@ -38,7 +38,10 @@ def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return render_page(replace(inputs, report={**inputs.report, "behaviour": fakes.build_behaviour()}))
 
         monkeypatch.setattr(report_stage, "render_page", render_with_behaviour)
-        ask_and_evaluate(PARAMS, workspace)
+        ask_and_evaluate(fakes.NOT_SEARCHED, workspace)
+        lacking = {pool.query_id for pool in world.pools if not pool.has_positive}
+        judged = load_qrels(workspace.tables_dir / "qrels.parquet")
+        fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in judged if qrel.query_id in lacking})
         report_stage.run(PARAMS, workspace, null_run())
     return workspace.report_dir / "report.html"
 
@@ -111,11 +114,11 @@ def test_every_chart_is_drawn(desk: _Watched) -> None:
           return [holder.dataset.chart, boxes.filter((box) => box.width + box.height > 0).length];
         }))"""
     )
-    assert len(drawn) == 20
+    assert len(drawn) == 21
     assert [key for key, num_marks in drawn.items() if num_marks == 0] == []
 
 
-@pytest.mark.parametrize("kind", ["win", "loss", "kept"])
+@pytest.mark.parametrize("kind", ["win", "loss", "kept", "won_back"])
 def test_filter_shows_exactly_the_cards_of_one_outcome(desk: _Watched, kind: str) -> None:
     page = desk.page
     button = page.locator(f"[data-filter={kind}]")
@@ -129,6 +132,12 @@ def test_filter_shows_exactly_the_cards_of_one_outcome(desk: _Watched, kind: str
     assert button.locator("b").inner_text() == str(of_kind)
     page.locator("[data-filter=all]").click()
     assert page.locator("#gallery article:visible").count() == page.locator("#gallery article").count() > of_kind
+
+
+def test_link_beside_the_figures_shows_what_was_won_back(desk: _Watched) -> None:
+    desk.page.locator("[data-show=won_back]").click()
+    assert desk.page.locator("#gallery article:visible:not([data-kind=won_back])").count() == 0
+    assert desk.page.locator("[data-filter=won_back]").get_attribute("aria-pressed") == "true"
 
 
 def test_button_switches_to_dark_and_back(desk: _Watched) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.evaluation.figures import BEST_PAIR, METRICS
 from pipeline.evaluation.methods import METHODS
-from pipeline.files.store import load_documents, load_results, read_json
+from pipeline.files.store import load_documents, load_qrels, load_results, read_json
 from pipeline.report import table
 from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
 from pipeline.report.headline import write_headline
 from pipeline.report.page import ReportInputs, render_page
+from pipeline.report.search.won_back import SearchTally
 from pipeline.types import Query, QueryResult
 from tests.fakes import report_fakes as fakes
-from tests.fakes.evaluation_fakes import PARAMS, ask_and_evaluate, build_fake_world
+from tests.fakes.evaluation_fakes import ask_and_evaluate, build_fake_world
 
 
 def test_every_method_and_metric_has_a_name() -> None:
@@ -191,20 +193,23 @@ def test_headline_names_what_falls_short() -> None:
 
 def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_fake_world(tmp_path, monkeypatch)
-    ask_and_evaluate(PARAMS, world.workspace)
+    ask_and_evaluate(fakes.NOT_SEARCHED, world.workspace)
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
     before, after = ([row for row in rows if row.method == method] for method in ("full", "rgrpo"))
     cards, tally = list_cards(world.queries, before, after)
-    picked = pick_cards(cards, num_each=2)
-    documents = {d.doc_id: d for d in load_documents(world.workspace.tables_dir / "documents.parquet")}
-    pools = {pool.query_id: pool for pool in world.pools}
-    panels = build_panels(picked, pools, documents, world.workspace.data_dir, max_pixels=10_000)
+    won_back = [Card(kind="won_back", query=card.query, before=card.before, after=card.after) for card in cards[:1]]
+    picked = [*pick_cards(cards, num_each=2), *won_back]
+    tables = world.workspace.tables_dir
+    documents = {d.doc_id: d for d in load_documents(tables / "documents.parquet")}
+    judged = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
+    panels = build_panels(picked, judged, documents, world.workspace.data_dir, max_pixels=10_000)
     assert all(panel.picture.startswith("data:image/jpeg;base64,") for panel in panels)
     report = read_json(world.workspace.evaluation_dir / "report.json")
     inputs = ReportInputs(
-        report={**report, "behaviour": fakes.build_behaviour()},
+        report={**report, **fakes.build_search(), "behaviour": fakes.build_behaviour()},
         panels=panels,
         tally=tally,
+        search_tally=SearchTally(depth=20, num_without=9, num_first=5, num_found=7, num_lost=3),
         crops=[row.box for row in after if row.box is not None],
         targets=[],
         warmup_curve=fakes.build_warmup_curve(),
@@ -217,12 +222,24 @@ def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch
     assert re.findall(r'(?:src|href)="(?!data:|#)', markup) == []
     assert page.count("</script>") == 3  # neither bundle nor data may end its element early
     assert "Under another frozen encoder" in page
+    assert "Searching again finds a relevant document within 20 for 7 of these 9, at rank 1 for 5" in page
+    assert '<a href="#search">' in page
+    assert "box grown by 10 % a side; merged with the pool, scores 70 % crop, 30 % full image" in page
     without = {**report, "behaviour": {k: v for k, v in report["behaviour"].items() if k != "transfer"}}
     bare = render_page(
-        ReportInputs(
-            report=without, panels=[], tally=tally, crops=[], targets=[], warmup_curve=(), train_curve=(), rollouts=()
+        replace(
+            inputs,
+            report=without,
+            panels=[],
+            search_tally=None,
+            crops=[],
+            warmup_curve=(),
+            train_curve=(),
+            rollouts=(),
         )
     )
     assert "The policy cropped no query" in bare
     assert 'id="training"' not in bare
     assert "Under another frozen encoder" not in bare
+    assert "earching again" not in bare
+    assert 'data-filter="won_back"' not in bare

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, StageError
-from pipeline.files.store import save_pools
+from pipeline.files.store import load_qrels, save_pools
 from pipeline.report.gallery import _encode_jpeg
 from pipeline.runs.tracking import null_run
 from pipeline.stages import report
 from pipeline.types import Box, Query
 from pipeline.workspace import Workspace
+from tests.fakes import report_fakes as fakes
 from tests.fakes.evaluation_fakes import PARAMS, FakeWorld, ask_and_evaluate, build_fake_world
 
 pytestmark = pytest.mark.slow  # draws the page
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow  # draws the page
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWorld]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = build_fake_world(tmp_path_factory.mktemp("report"), monkeypatch)
-        ask_and_evaluate(PARAMS, world.workspace)
+        ask_and_evaluate(fakes.NOT_SEARCHED, world.workspace)
         yield world
 
 
@@ -68,11 +69,26 @@ def test_page_is_whole_escapes_what_it_shows_and_is_the_same_again(evaluated: Fa
     assert _read_all(workspace.report_dir) == before
 
 
+def test_what_a_search_won_back_joins_the_gallery(evaluated: FakeWorld) -> None:
+    workspace = evaluated.workspace
+    before = _read_all(workspace.evaluation_dir)
+    num_shown = report.run(PARAMS, workspace, null_run())["num_shown"]
+    judged = load_qrels(workspace.tables_dir / "qrels.parquet")
+    lacking = {pool.query_id for pool in evaluated.pools if not pool.has_positive}
+    fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in judged if qrel.query_id in lacking})
+    assert report.run(PARAMS, workspace, null_run())["num_shown"] == num_shown + len(lacking) > num_shown
+    page = (workspace.report_dir / "report.html").read_text()
+    assert page.count('<article data-kind="won_back">') == len(lacking)
+    assert page.count("won back: in no pool of the full image") == len(lacking)
+    for path, content in before.items():
+        (workspace.evaluation_dir / path).write_bytes(content)
+
+
 def test_a_missing_document_picture_is_one_line_and_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = build_fake_world(tmp_path, monkeypatch, num_queries=6)
-    ask_and_evaluate(PARAMS, world.workspace)
+    ask_and_evaluate(fakes.NOT_SEARCHED, world.workspace)
     results = _read_all(world.workspace.evaluation_dir)
     for path in world.workspace.data_dir.glob("images/d*.jpg"):
         path.unlink()
