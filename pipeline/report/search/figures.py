@@ -13,7 +13,7 @@ from pipeline.report.table import SEARCH_GROUPS, SEARCH_LABELS, format_number
 from pipeline.report.theme import INK, METHOD_COLOURS, OTHER, PERCENT, AnyChart, Row
 
 DEPTHS: Final = (1, 5, 10, 20)
-_FADING: Final = (1.0, 0.75, 0.55, 0.4)
+_FADING: Final = (1.0, 0.8, 0.65, 0.5)
 _ROW_PX: Final = 17
 
 
