@@ -18,6 +18,7 @@ from pipeline.files.store import replace_dir, save_curves, save_labels, writing
 from pipeline.models.model_folder import note_base
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import Policy, load_policy
+from pipeline.policy.view_shape import AS_NAMED
 from pipeline.process.progress import track
 from pipeline.reranking.scorer import load_asked
 from pipeline.runs.tracking import StageRun
@@ -94,7 +95,9 @@ def sample_queries(scorer: RewardScorer, num_queries: int, seed: int) -> list[st
 def _label(
     policy: Policy, scorer: RewardScorer, query_ids: Sequence[str], params: Params
 ) -> tuple[list[RegionLabel], dict[str, float]]:
-    """Return a label for each query, and figures of how they were made."""
+    """Return a label for each query, and figures of how they were made; the policy crops from now on as they mean."""
+    # A base that was trained here before brings a shape, in which its boxes would be grown twice.
+    policy.view_shape = AS_NAMED
     with track("warmup: queries labelled", len(query_ids)) as advance:
         if params.warmup.labels == "region_search":
             return search_labels(scorer, query_ids, params.search, params.reward, advance), {}
