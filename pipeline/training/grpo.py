@@ -502,7 +502,7 @@ def train_rgrpo(
 
     Args:
         policy: the SFT policy; its folder is also the reference of the KL term.
-        questions: query id -> question; every query has a pool with a positive.
+        questions: query id -> question; every query has a relevant document to rank.
         scorer: scores views, loads pictures.
         params: steps, groups, rate.
         reward: weights of the reward.
