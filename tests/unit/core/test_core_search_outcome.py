@@ -86,5 +86,5 @@ def test_beyond_the_depth_every_rank_is_the_same():
     [([], [], 5), ([0.1], [1, 2], 5), ([[0.1]], [[1]], 5), ([0.1], [1], 0), ([math.nan], [1], 5), ([math.inf], [0], 5)],
 )
 def test_what_is_no_search_is_refused(scores, above, depth):
-    with pytest.raises(ValueError, match="got scores|finite"):
+    with pytest.raises(ValueError, match=r"got scores|finite"):
         compute_search_outcome(scores, above, 0.0, depth)
