@@ -41,6 +41,7 @@ from pipeline.policy.policy import load_policy
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import StageRun, null_run
 from pipeline.training.grpo import train_rgrpo
+from pipeline.training.scorers import RewardScorer, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import CurvePoint, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
@@ -50,10 +51,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """What all seeds of an arm share: scorer and its crops, training questions, test queries."""
+    """What all seeds of an arm share: scorers and their crops, training questions, test queries."""
 
     workspace: Workspace
     scorer: FrozenScorer
+    reward_scorer: RewardScorer
     questions: Mapping[str, str]
     queries: Sequence[Query]
     pools: Sequence[Pool]
@@ -67,8 +69,15 @@ class Bench:
         """
         test = load_query_set(workspace, "test")
         scorer = FrozenScorer.load(params, workspace)
-        questions = {query_id: scorer.queries[query_id].question for query_id in scorer.teaching_ids}
-        return cls(workspace=workspace, scorer=scorer, questions=questions, queries=test.queries, pools=test.pools)
+        reward_scorer = scorer if params.reward.on == "pool" else load_reward_scorer(params, workspace)
+        return cls(
+            workspace=workspace,
+            scorer=scorer,
+            reward_scorer=reward_scorer,
+            questions={query_id: scorer.queries[query_id].question for query_id in reward_scorer.teaching_ids},
+            queries=test.queries,
+            pools=test.pools,
+        )
 
 
 def run_arm(arm: Arm, params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
@@ -166,7 +175,7 @@ def _run_seed(arm: Arm, params: Params, bench: Bench, start_dir: Path, seed_dir:
         record = train_rgrpo(
             policy,
             bench.questions,
-            bench.scorer,
+            bench.reward_scorer,
             params.train,
             params.reward,
             seed=params.seed,

@@ -67,11 +67,13 @@ def compute_search_outcome(
         depth: last rank that counts as found, at least 1; NDCG is at this depth.
 
     Raises:
-        ValueError: no relevant document, shapes differ, or the depth is below 1.
+        ValueError: no relevant document, shapes differ, a score is not finite, or the depth is below 1.
     """
     scores, above = np.asarray(scores_P, dtype=np.float64), np.asarray(num_above_P, dtype=np.int64)
     if scores.ndim != 1 or scores.size == 0 or scores.shape != above.shape or depth < 1:
         raise ValueError(f"got scores {scores.shape}, counts {above.shape} and depth {depth}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite numbers")
     order = np.argsort(-scores, kind="stable")
     ranks = above[order] + np.arange(1, scores.size + 1)
     found = ranks[ranks <= depth]

@@ -5,8 +5,9 @@ Shapes: N queries, B rows of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcesso
 
 from pipeline.config import BatchParams, PolicyParams
 from pipeline.core.boxes import Frame
-from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision, parse_completion
+from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, cut_after_action, format_decision
 from pipeline.core.region_search import Reshaping
 from pipeline.errors import ModelError
 from pipeline.models.model_folder import check_model_folder, compute_model_digest, resolve_model_path
@@ -36,7 +37,7 @@ from pipeline.policy.decoding.openings import FirstTokenProbability, ForcedOpeni
 from pipeline.policy.decoding.seeded_draws import SeededDraws
 from pipeline.policy.decoding.shared_prompts import select_pictures, start_from_prompts
 from pipeline.policy.families import LOADING_ERRORS, FrameOf, build_frames, find_family, load_processor
-from pipeline.policy.view_shape import AS_NAMED, load_view_shape, save_view_shape
+from pipeline.policy.view_shape import AS_NAMED, load_view_shape, read_decision, save_view_shape
 from pipeline.process.progress import Advance
 from pipeline.types import Box, Crop, Decision
 
@@ -136,10 +137,7 @@ class Policy:
 
     def read(self, text: str, width_px: int, height_px: int) -> Decision:
         """Return the decision that a completion states about a picture of that size, the crop in its final shape."""
-        decision = parse_completion(text, self.get_frame(width_px, height_px))
-        if isinstance(decision, Crop):
-            return Crop(self.view_shape.apply(decision.box, width_px, height_px))
-        return decision
+        return self._read_on((width_px, height_px))(text)
 
     @property
     def trains_in_bfloat16(self) -> bool:
@@ -210,6 +208,9 @@ class Policy:
             self.model = self.model.merge_and_unload()
         self.save(folder)
 
+    def _read_on(self, size_px: tuple[int, int]) -> Callable[[str], Decision]:
+        return partial(read_decision, frame=self.get_frame(*size_px), shape=self.view_shape, size_px=size_px)
+
     def _split(
         self, images: Sequence[Image.Image], questions: Sequence[str], size: int
     ) -> Iterator[tuple[int, Sequence[Image.Image], Sequence[str]]]:
@@ -233,13 +234,14 @@ class Policy:
 
         Rows that would be padded beyond what a batch holds are answered in several parts, by length.
         """
+        readers = [self._read_on(image.size) for image in images]  # refuses a shape before the processor trips over it
         prompts = [self.conversation.write_prompt(question) for question in questions]
         inputs = self.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
         parts = cut_by_length(inputs["attention_mask"].sum(1).tolist(), self.batch_size * TOKENS_PER_ROW // num_samples)
         if len(parts) == 1:
-            sizes = [image.size for image in images for _ in range(num_samples)]
+            readers = [read for read in readers for _ in range(num_samples)]
             draws = [] if seeds is None else [SeededDraws(seeds, num_samples)]
-            return self._generate(inputs.to(self.model.device), sizes, settings, num_samples, draws, force_region)
+            return self._generate(inputs.to(self.model.device), readers, settings, num_samples, draws, force_region)
         answers: dict[int, list[PolicyAnswer]] = {}
         for rows in parts:
             said = self._answer_batch(
@@ -257,32 +259,32 @@ class Policy:
     def _generate(
         self,
         inputs: Mapping[str, Any],
-        sizes: Sequence[tuple[int, int]],
+        readers: Sequence[Callable[[str], Decision]],
         settings: GenerationSettings,
         num_samples: int,
         draws: Sequence[SeededDraws],
         force_region: bool,
     ) -> list[PolicyAnswer]:
-        """Answer the prompts of one batch; `sizes` has the picture's for each answer."""
+        """Answer the prompts of one batch; `readers` has one for each answer."""
         num_prompt_tokens = inputs["input_ids"].shape[1]
         if num_samples > 1:
             inputs = start_from_prompts(self.model, _repeat_rows(inputs, num_samples))
         p_region = FirstTokenProbability(self.region_ids[0], num_prompt_tokens)
-        forced = [ForcedOpenings([self.region_ids] * len(sizes), num_prompt_tokens)] if force_region else []
+        forced = [ForcedOpenings([self.region_ids] * len(readers), num_prompt_tokens)] if force_region else []
         sequences = self.model.generate(
             **inputs,
             generation_config=settings.build_config(),
             # The draws come last: they pick from what the other processors leave.
             logits_processor=LogitsProcessorList([p_region, *forced, *draws]),
             stopping_criteria=StoppingCriteriaList(
-                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(sizes))]
+                [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(readers))]
             ),
         )
         spoken_BT = sequences[:, num_prompt_tokens:]
         texts = [cut_after_action(text) for text in self.processor.batch_decode(spoken_BT, skip_special_tokens=True)]
         return [
-            PolicyAnswer(self.read(text, *size), text, p)
-            for text, size, p in zip(texts, sizes, p_region.p_B.tolist(), strict=True)
+            PolicyAnswer(read(text), text, p)
+            for text, read, p in zip(texts, readers, p_region.p_B.tolist(), strict=True)
         ]
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import math
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -29,6 +30,7 @@ from pipeline.models.precision import choose_dtype
 from pipeline.policy.adapters import has_adapter
 from pipeline.policy.decoding.generation import DRAWING_TEMPERATURE, GenerationSettings
 from pipeline.policy.policy import Policy, PolicyAnswer, load_policy
+from pipeline.policy.view_shape import read_decision
 
 _MAX_SEED: Final = 2**31
 
@@ -92,7 +94,8 @@ class VllmPolicy:
         self._params = params
         self._processor = policy.processor
         self._conversation = policy.conversation
-        self._read = policy.read
+        # Not the policy itself, whose weights on the CPU may go now.
+        self._get_frame, self._view_shape = policy.get_frame, policy.view_shape
         self._region_ids = policy.region_ids
         self._tokens = policy.tokens
 
@@ -133,7 +136,10 @@ class VllmPolicy:
         answers = []
         for image, p_region, row in zip(images, self._read_p_region(images, questions), rows, strict=True):
             texts = [cut_after_action(opening + output.text) for output in row.outputs]
-            answers.append([PolicyAnswer(self._read(text, *image.size), text, p_region) for text in texts])
+            read = partial(
+                read_decision, frame=self._get_frame(*image.size), shape=self._view_shape, size_px=image.size
+            )
+            answers.append([PolicyAnswer(read(text), text, p_region) for text in texts])
         return answers
 
     def _read_p_region(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:

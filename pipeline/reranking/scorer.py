@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -18,10 +17,11 @@ from PIL import Image
 from pipeline.config import Params
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
-from pipeline.files.store import load_outcomes, load_pools, load_queries, read_json
+from pipeline.files.store import load_outcomes, load_pools, load_queries
 from pipeline.process.progress import Advance
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
-from pipeline.retrieval.index import DocumentIndex, DocumentVectors, PictureFolder, load_index, score_candidates
+from pipeline.retrieval.index import DocumentVectors, PictureFolder, score_candidates
+from pipeline.retrieval.retrieved import open_index
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
 from pipeline.types import Outcome, Pool, Query
 from pipeline.workspace import Workspace
@@ -78,7 +78,7 @@ class FrozenScorer:
             ModelError: the encoder cannot be loaded.
         """
         encoder = encoder or load_encoder(params.scorer, params.batches.scorer)
-        index = _open_index(workspace, encoder.digest)
+        index = open_index(workspace, encoder.digest)
         pools_dir = workspace.pools_dir
         pools = {pool.query_id: pool for pool in load_pools(pools_dir / "pools.parquet")}
         queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
@@ -169,16 +169,6 @@ class FrozenScorer:
             self._crops |= {keys[row]: view for row, view in zip(rows, scored, strict=True)}
 
 
-def load_asked(workspace: Workspace) -> list[Query]:
-    """Return the queries that have a pool, of all splits: those whose pictures policies will be shown.
-
-    Raises:
-        StageError: prepare or retrieve has not run.
-    """
-    ids = {pool.query_id for pool in load_pools(workspace.pools_dir / "pools.parquet")}
-    return [query for query in load_queries(workspace.tables_dir / "queries.parquet") if query.query_id in ids]
-
-
 def rank_views(views_ND: F32, pool: Pool, documents: DocumentVectors) -> list[ScoredView]:
     """Return how each of N encoded views of one query ranks its pool."""
     scores_NK = score_candidates(views_ND, documents.get_vectors(pool.doc_ids))
@@ -186,25 +176,6 @@ def rank_views(views_ND: F32, pool: Pool, documents: DocumentVectors) -> list[Sc
         ScoredView(compute_outcome(scores_K, pool.relevance, pool.num_relevant), _freeze(scores_K.copy()))
         for scores_K in scores_NK
     ]
-
-
-def _open_index(workspace: Workspace, encoder_digest: str) -> DocumentIndex:
-    index = load_index(workspace.index_dir, encoder_digest)
-    index.check_table(workspace.tables_dir / "documents.parquet")
-    check_pools_meta(workspace.pools_dir, encoder_digest, index)
-    return index
-
-
-def check_pools_meta(pools_dir: Path, encoder_digest: str, index: DocumentIndex) -> None:
-    """Refuse pools that were made with another encoder or other documents than these.
-
-    Raises:
-        StageError: they were, or retrieve has not run.
-    """
-    meta = read_json(pools_dir / "meta.json", stage="retrieve")
-    found = (meta.get("encoder_digest"), meta.get("documents_sha256"))
-    if found != (encoder_digest, index.documents_sha256):
-        raise StageError(f"{pools_dir} was made with another encoder or other documents; run retrieve again")
 
 
 def _freeze(scores_K: F32) -> F32:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,16 +18,19 @@ from PIL import Image
 from pipeline.config import Params
 from pipeline.core.ranking import compute_search_outcome
 from pipeline.errors import StageError
-from pipeline.files.store import load_ids, load_qrels, load_queries
+from pipeline.files.store import load_qrels, load_queries
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
-from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index, load_vectors, score_candidates
+from pipeline.retrieval.index import DocumentVectors, PictureFolder, score_candidates
 from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.retrieved import FullImages, open_index
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
 from pipeline.types import Outcome, Query
 from pipeline.workspace import Workspace
 
-_DOCUMENTS_AT_ONCE: Final = 65_536
-"""Bounds the matrix of scores: N x this x 4 bytes."""
+_SCORES_AT_ONCE: Final = 2**24
+"""Bounds the matrix of scores, however many views or documents there are: 64 MiB."""
+_CLOSE: Final = np.float32(1e-5)
+"""Well above what a product of unit vectors in float32 can be wrong by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +38,6 @@ class SearchedView:
     """How one view ranks the whole index."""
 
     outcome: Outcome
-
-
-class FullImages:
-    """The full images' vectors, as retrieve has written them: none is embedded again."""
-
-    def __init__(self, vectors_QD: F32, query_ids: Sequence[str]) -> None:
-        self._vectors_QD = vectors_QD
-        self._row_of = {query_id: row for row, query_id in enumerate(query_ids)}
-
-    @classmethod
-    def load(cls, pools_dir: Path) -> FullImages:
-        """Open what retrieve wrote; the vectors stay on disk.
-
-        Raises:
-            StageError: it has not run.
-        """
-        query_ids = load_ids(pools_dir / "query_ids.parquet", stage="retrieve")
-        return cls(load_vectors(pools_dir / "query_vectors.npy", stage="retrieve"), query_ids)
-
-    def get_vectors(self, query_ids: Sequence[str]) -> F32:
-        """Return (N, D) vectors of the full images of these queries."""
-        return np.asarray(self._vectors_QD[[self._row_of[query_id] for query_id in query_ids]])
 
 
 class SearchScorer:
@@ -98,14 +78,16 @@ class SearchScorer:
             ModelError: the encoder cannot be loaded.
         """
         encoder = encoder or load_encoder(params.scorer, params.batches.scorer)
-        index = load_index(workspace.index_dir, encoder.digest)
-        index.check_table(workspace.tables_dir / "documents.parquet")
+        index = open_index(workspace, encoder.digest)
         queries = {query.query_id: query for query in load_queries(workspace.tables_dir / "queries.parquet")}
+        full_images = FullImages.load(workspace.pools_dir)
+        if not all(query_id in full_images for query_id in queries):
+            raise StageError(f"{workspace.pools_dir} does not fit {workspace.tables_dir}; run retrieve again")
         pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
         return cls(
             ViewEncoder(encoder, queries, pictures, params.batches.scorer),
             index,
-            FullImages.load(workspace.pools_dir),
+            full_images,
             collect_relevant(load_qrels(workspace.tables_dir / "qrels.parquet")),
             params.reward.depth,
         )
@@ -185,19 +167,34 @@ def count_negatives_above(
 ) -> tuple[list[npt.NDArray[np.int64]], F32]:
     """Return for each view how many negatives outscore each positive, (P,) each, and its best negative's score, (N,).
 
+    The product runs in float32, and its last digits depend on what is multiplied together. So whatever lies so close to
+    a positive, or to the best, that they could decide is scored again as `score_candidates` does.
+
     Args:
         vectors_ND: the views.
         documents_MD: the whole index.
         positives: rows of the relevant documents, (P,) for each view.
-        scores: their scores, aligned.
+        scores: their scores, aligned, as `score_candidates` gives them.
     """
     above = [np.zeros(len(rows_P), dtype=np.int64) for rows_P in positives]
     best_N = np.full(len(vectors_ND), -np.inf, dtype=np.float32)
-    for start in range(0, len(documents_MD), _DOCUMENTS_AT_ONCE):
-        part_NM = vectors_ND @ np.asarray(documents_MD[start : start + _DOCUMENTS_AT_ONCE]).T
+    num_at_once = max(1, _SCORES_AT_ONCE // max(1, len(vectors_ND)))
+    for start in range(0, len(documents_MD), num_at_once):
+        part_MD = np.asarray(documents_MD[start : start + num_at_once])
+        part_NM = vectors_ND @ part_MD.T
         for row, (rows_P, scores_P) in enumerate(zip(positives, scores, strict=True)):
-            inside = (rows_P >= start) & (rows_P < start + part_NM.shape[1])
-            part_NM[row, rows_P[inside] - start] = -np.inf
-            above[row] += (part_NM[row][None] > scores_P[:, None]).sum(axis=1)
-        best_N = np.maximum(best_N, part_NM.max(axis=1, initial=-np.inf))
+            scores_M = part_NM[row]
+            scores_M[rows_P[(rows_P >= start) & (rows_P < start + len(part_MD))] - start] = -np.inf
+            close = _find_close(scores_M, scores_P, best_N[row])
+            scores_M[close] = score_candidates(vectors_ND[row : row + 1], part_MD[close])[0]
+            above[row] += [np.count_nonzero(scores_M > score) for score in scores_P]
+            best_N[row] = max(best_N[row], scores_M.max())
     return above, best_N
+
+
+def _find_close(scores_M: F32, scores_P: F32, best: np.float32) -> npt.NDArray[np.intp]:
+    """Return where scores are too close to a positive's, or to the best of all, to be told apart in float32."""
+    close_M = scores_M >= max(best, scores_M.max()) - _CLOSE
+    for score in scores_P:
+        close_M |= np.abs(scores_M - score) <= _CLOSE
+    return np.flatnonzero(close_M & (scores_M > -np.inf))  # never a positive

@@ -31,10 +31,12 @@ ViewKey = tuple[str, PixelBox]
 
 _CACHED_PIXELS: Final = 64_000_000
 """Decoded pictures that are kept, about 200 MB."""
+_CACHED_VECTORS: Final = 2**26
+"""Numbers in the crops' vectors that are kept, 256 MB."""
 
 
 class ViewEncoder:
-    """Embeds crops of the queries' pictures and keeps the vectors, 4 x D bytes each; not for several threads at once.
+    """Embeds crops of the queries' pictures and keeps the last vectors; not for several threads at once.
 
     Args:
         encoder: the frozen encoder.
@@ -50,7 +52,7 @@ class ViewEncoder:
         self._queries = queries
         self._pictures = _PictureCache(pictures)
         self._batch_size = batch_size
-        self._vectors: dict[ViewKey, F32] = {}
+        self._vectors: OrderedDict[ViewKey, F32] = OrderedDict()
         self._num_encoded = 0
 
     @property
@@ -90,18 +92,25 @@ class ViewEncoder:
             DataError: a picture cannot be read.
         """
         groups: dict[str, list[ViewKey]] = {}
-        for key in sorted({key for key in keys if key not in self._vectors}):
+        found = {key: self._vectors[key] for key in keys if key in self._vectors}
+        for key in sorted(set(keys) - found.keys()):
             groups.setdefault(self._queries[key[0]].image_path, []).append(key)
         tasks = [PictureTask(len(group), partial(self._cut, group)) for group in groups.values()]
         stream = encode_in_stream(self._encoder, tasks, batch_size=self._batch_size)
         for group, vectors_ND in zip(groups.values(), stream, strict=True):
             self._num_encoded += len(group)
-            self._vectors |= zip(group, vectors_ND, strict=True)
+            found |= zip(group, vectors_ND, strict=True)
             if advance is not None:
                 advance(len(group))
+        self._keep(found)
         if not keys:
             return np.empty((0, self._encoder.dim), dtype=np.float32)
-        return np.stack([self._vectors[key] for key in keys])
+        return np.stack([found[key] for key in keys])
+
+    def _keep(self, found: Mapping[ViewKey, F32]) -> None:
+        self._vectors |= found
+        while len(self._vectors) * self._encoder.dim > _CACHED_VECTORS:
+            self._vectors.popitem(last=False)
 
     def _cut(self, keys: Sequence[ViewKey]) -> list[Image.Image]:
         side_px = self._encoder.input_size_px

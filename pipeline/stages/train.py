@@ -17,10 +17,9 @@ from pipeline.files.store import replace_dir, save_curves, save_rollouts, writin
 from pipeline.models.model_folder import check_base, compute_model_digest, note_base
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import load_policy
-from pipeline.reranking.scorer import load_asked
 from pipeline.runs.tracking import StageRun
 from pipeline.training.grpo import train_rgrpo
-from pipeline.training.scorers import load_reward_scorer
+from pipeline.training.scorers import load_asked, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout
 from pipeline.workspace import Workspace
@@ -33,24 +32,24 @@ _PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
 def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]:
     """Write `policy_dir` (the trained policy), `rollouts_dir` (every completion and its reward) and the curve.
 
-    A run that was cut off goes on from its last whole checkpoint, if parameters, pools, SFT policy and code are the
-    same as then.
+    A run that was cut off goes on from its last whole checkpoint, if parameters, tables, pools, SFT policy and code are
+    the same as then.
 
     Raises:
-        StageError: an earlier stage has not run, or there are fewer training pools than a step takes.
+        StageError: an earlier stage has not run, or there are fewer training queries than a step takes.
         ModelError: scorer or SFT policy cannot be loaded, or the policy cannot read some query's picture.
     """
     seed_everything(params.seed)
     if not workspace.sft_dir.is_dir():
         raise StageError(f"{workspace.sft_dir} is missing; run warmup first")
     base_digest = check_base(params.policy.path, (workspace.sft_dir,))
-    check_pictures(load_frames(params.policy.path), load_asked(workspace))
+    check_pictures(load_frames(params.policy.path), load_asked(params, workspace))
     policy = load_policy(workspace.sft_dir, params.policy)
     scorer = load_reward_scorer(params, workspace)
     questions = {query_id: scorer.queries[query_id].question for query_id in scorer.teaching_ids}
     if len(questions) < params.train.queries_per_step:
         raise StageError(
-            f"{len(questions)} training queries have a pool with a positive, train.queries_per_step is "
+            f"{len(questions)} training queries have a relevant document to rank, train.queries_per_step is "
             f"{params.train.queries_per_step}; look at retrieve's recall, or lower it"
         )
     checkpoints_dir = workspace.checkpoints_dir / "train" / _name_run(params, workspace)
@@ -85,7 +84,8 @@ def _name_run(params: Params, workspace: Workspace) -> str:
     """Return a name that changes with anything that a checkpoint depends on: parameters, inputs and code."""
     digest = hashlib.sha256(json.dumps(params.model_dump(mode="json", include=_SECTIONS), sort_keys=True).encode())
     digest.update(compute_model_digest(workspace.sft_dir).encode())
-    inputs = sorted(entry for entry in workspace.pools_dir.iterdir() if entry.is_file())
+    folders = (workspace.pools_dir, workspace.tables_dir)
+    inputs = sorted(entry for folder in folders for entry in folder.iterdir() if entry.is_file())
     code = sorted(file for package in _CODE for file in (_PACKAGE_DIR / package).rglob("*.py"))
     for file in (*inputs, *code):
         digest.update(file.read_bytes())

@@ -18,11 +18,11 @@ from pipeline.files.store import replace_dir, save_curves, save_labels, writing
 from pipeline.models.model_folder import note_base
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import Policy, load_policy
+from pipeline.policy.view_shape import AS_NAMED
 from pipeline.process.progress import track
-from pipeline.reranking.scorer import load_asked
 from pipeline.runs.tracking import StageRun
 from pipeline.training.labelling import label_neighbourhoods, search_labels
-from pipeline.training.scorers import RewardScorer, load_reward_scorer
+from pipeline.training.scorers import RewardScorer, load_asked, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.training.sft import SftExample, train_sft
 from pipeline.types import Malformed, RegionLabel
@@ -42,7 +42,7 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         ModelError: scorer or base policy cannot be loaded, or the policy cannot read some query's picture.
     """
     # What answer could not ask about is told before the hours of training, not after.
-    check_pictures(load_frames(params.policy.path), load_asked(workspace))
+    check_pictures(load_frames(params.policy.path), load_asked(params, workspace))
     seed_everything(params.seed)
     policy = load_policy(params.policy.path, params.policy, params.batches.policy)
     scorer = load_reward_scorer(params, workspace)
@@ -79,14 +79,14 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
 
 
 def sample_queries(scorer: RewardScorer, num_queries: int, seed: int) -> list[str]:
-    """Return ids of training queries whose pool holds a positive, drawn without replacement.
+    """Return ids of training queries that have something to rank, drawn without replacement.
 
     Raises:
         StageError: there are none.
     """
     candidates = scorer.teaching_ids
     if not candidates:
-        raise StageError("no training query has a pool with a positive; look at retrieve's recall")
+        raise StageError("no training query has a relevant document to rank; look at retrieve's recall")
     order = np.random.default_rng(seed).permutation(len(candidates))[:num_queries]
     return [candidates[index] for index in order]
 
@@ -94,7 +94,9 @@ def sample_queries(scorer: RewardScorer, num_queries: int, seed: int) -> list[st
 def _label(
     policy: Policy, scorer: RewardScorer, query_ids: Sequence[str], params: Params
 ) -> tuple[list[RegionLabel], dict[str, float]]:
-    """Return a label for each query, and figures of how they were made."""
+    """Return a label for each query, and figures of how they were made; the policy crops from now on as they mean."""
+    # A base that was trained here before brings a shape, in which its boxes would be grown twice.
+    policy.view_shape = AS_NAMED
     with track("warmup: queries labelled", len(query_ids)) as advance:
         if params.warmup.labels == "region_search":
             return search_labels(scorer, query_ids, params.search, params.reward, advance), {}

@@ -123,7 +123,7 @@ class PolicyReward:
         return text, self._policy.read(text, query.width_px, query.height_px)
 
     def score(self, query_ids: Sequence[str], decisions: Sequence[Decision]) -> list[Reward]:
-        """Return what each decision earns on its query's pool."""
+        """Return what each decision earns, on its query's pool or by its own search."""
         crops = [
             (query_id, decision.box)
             for query_id, decision in zip(query_ids, decisions, strict=True)
@@ -131,12 +131,12 @@ class PolicyReward:
         ]
         # In one call: a scorer that searches the index multiplies once.
         views = self._scorer.score_views([*((query_id, None) for query_id in query_ids), *crops])
-        cropped = iter(views[len(query_ids) :])
+        kept, cropped = views[: len(query_ids)], iter(views[len(query_ids) :])
         return [
             compute_reward(
                 decision, full.outcome, next(cropped).outcome if isinstance(decision, Crop) else None, self._params
             )
-            for full, decision in zip(views, decisions, strict=False)
+            for full, decision in zip(kept, decisions, strict=True)
         ]
 
     def __call__(
@@ -502,7 +502,7 @@ def train_rgrpo(
 
     Args:
         policy: the SFT policy; its folder is also the reference of the KL term.
-        questions: query id -> question; every query has a pool with a positive.
+        questions: query id -> question; every query has a relevant document to rank.
         scorer: scores views, loads pictures.
         params: steps, groups, rate.
         reward: weights of the reward.

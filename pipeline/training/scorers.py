@@ -8,7 +8,9 @@ from typing import Protocol
 from PIL import Image
 
 from pipeline.config import Params
+from pipeline.files.store import load_pools, load_qrels, load_queries
 from pipeline.reranking.scorer import FrozenScorer
+from pipeline.retrieval.judgements import collect_relevant
 from pipeline.retrieval.search import SearchScorer
 from pipeline.retrieval.views import NamedView
 from pipeline.types import Outcome, Query
@@ -57,3 +59,17 @@ def load_reward_scorer(params: Params, workspace: Workspace) -> RewardScorer:
     """
     kind = SearchScorer if params.reward.on == "search" else FrozenScorer
     return kind.load(params, workspace)
+
+
+def load_asked(params: Params, workspace: Workspace) -> list[Query]:
+    """Return the queries, of all splits, whose pictures policies will be shown.
+
+    Raises:
+        StageError: prepare or retrieve has not run.
+    """
+    if params.reward.on == "search":
+        teaching = set(collect_relevant(load_qrels(workspace.tables_dir / "qrels.parquet")))
+    else:
+        teaching = {pool.query_id for pool in load_pools(workspace.pools_dir / "pools.parquet")}
+    queries = load_queries(workspace.tables_dir / "queries.parquet")
+    return [query for query in queries if query.split != "train" or query.query_id in teaching]

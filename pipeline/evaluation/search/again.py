@@ -59,12 +59,11 @@ def search_again(
     chosen = choose_search(val_choices, val, searcher) if lender is None else carry_search(lender)
     rows: dict[str, Sequence[QueryResult]] = {}
     for name, method in SEARCH_METHODS.items():
-        if method.source in test_choices:
-            # A ceiling is not chosen on val: it takes the box's shape from the rule that was.
-            setting = chosen.settings.get(name) or replace(chosen.settings["base_squared"], fusion=None)
+        setting = chosen.find_setting(name)
+        if method.source in test_choices and setting is not None:
             rows[name] = searcher.rank(name, test_choices[method.source], test, setting)
     rows[RERANKED] = [replace(row, method=RERANKED) for row in reranked]
-    headline = HEADLINE[mode]
+    headline = HEADLINE[mode] if HEADLINE[mode] in rows else "rgrpo"
     sections = describe_search(rows, headline, chosen.best_rule, test, params.evaluate, seed=params.seed)
     facts = {"mode": mode, "num_candidates": params.retrieve.num_candidates, "headline": headline}
     return SearchedAgain(rows, sections | {"search_choices": facts | chosen.as_json()})

@@ -1,5 +1,7 @@
 """What searching again leaves open, chosen on val alone: the rules' boxes, how pools are merged, the best rule.
 
+Without a val query that some document answers there is nothing to choose by: methods that leave nothing open are left.
+
 Chosen by R@1 over all queries, of equals by least harm, then by the order in which settings are tried.
 """
 
@@ -10,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.errors import StageError
 from pipeline.evaluation.figures import ResultTable
 from pipeline.evaluation.methods import Choice, QuerySet, choose_full
 from pipeline.evaluation.rules import MARGINS, WEIGHTS
@@ -55,13 +58,19 @@ class SearchChoices:
 
     Attributes:
         settings: method -> its numbers.
-        best_rule: of `RULES`, highest R@1 on val.
+        best_rule: of `RULES`, highest R@1 on val; None where there was nothing to choose by.
         val: method -> R@1 and harm on val.
     """
 
     settings: Mapping[str, SearchSetting]
-    best_rule: str
+    best_rule: str | None
     val: Mapping[str, Mapping[str, float]]
+
+    def find_setting(self, name: str) -> SearchSetting | None:
+        """Return a method's numbers; None where it leaves some open and nothing could be chosen."""
+        if name == "perfect":  # a ceiling is not chosen on val: its box takes the shape of the rule that was
+            return self.settings.get("base_squared", SearchSetting())
+        return self.settings.get(name)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's plain values."""
@@ -80,6 +89,9 @@ def choose_search(choices: Mapping[str, Sequence[Choice]], val: QuerySet, search
         val: what the choices may see.
         searcher: finds what the views find.
     """
+    if not any(pool.num_relevant for pool in val.pools):
+        plain = {name: method.settings[0] for name, method in SEARCH_METHODS.items() if len(method.settings) == 1}
+        return SearchChoices(settings=plain, best_rule=None, val={})
     every = {"full": choose_full(val.queries)} | dict(choices)
     full = searcher.rank("full", every["full"], val, SearchSetting())
     settings: dict[str, SearchSetting] = {}
@@ -101,9 +113,11 @@ def carry_search(report_path: Path) -> SearchChoices:
     """Return what another run has chosen on its val.
 
     Raises:
-        StageError: that run was not evaluated.
+        StageError: that run was not evaluated, or did not search again.
     """
-    chosen = read_json(report_path, stage="evaluate")["search_choices"]
+    chosen = read_json(report_path, stage="evaluate").get("search_choices")
+    if chosen is None:
+        raise StageError(f"{report_path} is of a run that did not search again; set retrieve.search_again there")
     return SearchChoices(
         settings={name: SearchSetting(**numbers) for name, numbers in chosen["settings"].items()},
         best_rule=chosen["best_rule"],

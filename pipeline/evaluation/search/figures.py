@@ -25,7 +25,7 @@ RERANKED: Final = "reranked"
 def describe_search(
     rows: Mapping[str, Sequence[QueryResult]],
     headline: str,
-    best_rule: str,
+    best_rule: str | None,
     test: QuerySet,
     params: EvaluateParams,
     *,
@@ -36,7 +36,7 @@ def describe_search(
     Args:
         rows: method -> what it found, one row a query; `reranked` among them.
         headline: the method that `retrieve.search_again` makes the product's own: `rgrpo` in the names of differences.
-        best_rule: as val chose it.
+        best_rule: as val chose it; None where it could not.
         test: the queries.
         params: number of resamples and confidence.
         seed: of the bootstrap and the randomisation test.
@@ -44,15 +44,16 @@ def describe_search(
     table = ResultTable([row for method_rows in rows.values() for row in method_rows], test.pools)
     sure = Bootstrap(params, seed, test.queries)
     others = {"full": "full", "base": "base", "best_rule": best_rule, RERANKED: RERANKED}
-    shown = dict.fromkeys(["full", best_rule, RERANKED, headline])
+    shown = [method for method in dict.fromkeys(["full", best_rule, RERANKED, headline]) if method is not None]
     return {
         "search": {method: _measure(table, method, sure) for method in rows},
         "paired_search": {
             f"rgrpo_minus_{name}": {metric: _compare(table, headline, other, metric, sure) for metric in PAIR_METRICS}
             for name, other in others.items()
+            if other is not None
         },
         "search_breakdown": {
-            tag: {value: _describe_part(table, member_Q, list(shown), sure) for value, member_Q in values.items()}
+            tag: {value: _describe_part(table, member_Q, shown, sure) for value, member_Q in values.items()}
             for tag, values in list_members(test.queries).items()
         },
     }

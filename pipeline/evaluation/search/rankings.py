@@ -25,7 +25,7 @@ from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval.encoder import F32, name_encoder
 from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
 from pipeline.retrieval.judgements import collect_relevant
-from pipeline.retrieval.search import FullImages
+from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.views import ViewEncoder, ViewKey
 from pipeline.types import Crop, Decision, Malformed, Pool, Query, QueryResult
 from pipeline.workspace import Workspace
@@ -33,7 +33,7 @@ from pipeline.workspace import Workspace
 RRF: Final = "rrf"
 """In place of a weight: Reciprocal Rank Fusion."""
 Fusion = float | Literal["rrf"]
-_CROPS_AT_ONCE: Final = 512
+_VIEWS_AT_ONCE: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +94,7 @@ class Searcher:
         self._relevant = relevant
         self._num_candidates = min(num_candidates, len(index))
         self._searched: dict[ViewKey, _Searched] = {}
+        self._full: dict[str, Pool] = {}
 
     @classmethod
     def load(cls, params: Params, workspace: Workspace, scorer: FrozenScorer) -> Searcher:
@@ -113,9 +114,10 @@ class Searcher:
     def rank(
         self, method: str, choices: Sequence[Choice], queries: QuerySet, setting: SearchSetting
     ) -> list[QueryResult]:
-        """Return a row for every query: what its choice finds. FULL costs nothing, its pool is there already.
+        """Return a row for every query: what its choice finds.
 
-        A malformed answer finds nothing.
+        FULL costs nothing where the pool is as large as what a search brings: it is there already. A malformed answer
+        finds nothing.
         """
         shape = Reshaping(setting.margin, setting.is_square)
         decisions = [
@@ -125,23 +127,37 @@ class Searcher:
             self._views.name_crop(query.query_id, decision.box) if isinstance(decision, Crop) else None
             for query, decision in zip(queries.queries, decisions, strict=True)
         ]
-        self._search({key: pool for key, pool in zip(keys, queries.pools, strict=True) if key is not None})
+        full = self._fit_pools(queries.pools)
+        self._search({key: pool for key, pool in zip(keys, full, strict=True) if key is not None})
         final = [
-            pool if key is None else self._merge(self._searched[key], pool, setting.fusion)
-            for key, pool in zip(keys, queries.pools, strict=True)
+            pool if key is None else self._cut(self._merge(self._searched[key], pool, setting.fusion))
+            for key, pool in zip(keys, full, strict=True)
         ]
-        final = [self._cut(pool) for pool in final]
         ranked = [
             Ranked(decision, completion, None if isinstance(decision, Malformed) else rank_as_pooled(pool))
             for decision, (_, completion), pool in zip(decisions, choices, final, strict=True)
         ]
         return build_rows(method, ranked, queries.queries, final)
 
+    def _fit_pools(self, pools: Sequence[Pool]) -> list[Pool]:
+        """Return the full images' pools with as many documents as a view's search brings; others are searched for."""
+        new = [pool for pool in pools if pool.query_id not in self._full]
+        self._full |= {pool.query_id: self._cut(pool) for pool in new}
+        short = [pool for pool in new if len(pool.doc_ids) < self._num_candidates]
+        for start in range(0, len(short), _VIEWS_AT_ONCE):
+            part = short[start : start + _VIEWS_AT_ONCE]
+            vectors_ND = self._full_images.get_vectors([pool.query_id for pool in part])
+            scores_NK, rows_NK = self._index.search(vectors_ND, self._num_candidates)
+            for pool, scores_K, rows_K in zip(part, scores_NK, rows_NK, strict=True):
+                doc_ids = [self._index.doc_ids[row] for row in rows_K]
+                self._full[pool.query_id] = self._as_pool(pool, doc_ids, scores_K)
+        return [self._full[pool.query_id] for pool in pools]
+
     def _search(self, pools: Mapping[ViewKey, Pool]) -> None:
         """Search with the crops that are new; a crop is searched with once, however often it is merged."""
         new = [key for key in pools if key not in self._searched]
-        for start in range(0, len(new), _CROPS_AT_ONCE):
-            part = new[start : start + _CROPS_AT_ONCE]
+        for start in range(0, len(new), _VIEWS_AT_ONCE):
+            part = new[start : start + _VIEWS_AT_ONCE]
             vectors_ND = self._views.encode(part)
             _, rows_NK = self._index.search(vectors_ND, self._num_candidates)
             for key, vector_D, rows_K in zip(part, vectors_ND, rows_NK, strict=True):

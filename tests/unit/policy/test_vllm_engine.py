@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 
 from pipeline.config import LoraParams, PolicyParams
 from pipeline.core.completion import FULL_ANSWER, REGION_OPENING, format_decision
+from pipeline.core.region_search import Reshaping
 from pipeline.errors import ModelError
 from pipeline.policy.policy import Policy, load_policy
+from pipeline.policy.view_shape import save_view_shape
 from pipeline.policy.vllm_engine import VllmPolicy, choose_engine, load_asked_policy
 from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.tiny_families import build_tiny_policy
@@ -160,6 +163,16 @@ def test_answers_are_cut_and_read_in_their_own_frames(fake: type[FakeLLM], folde
         assert probe["prompt_token_ids"] == [*prompt["prompt_token_ids"], *reference.region_ids]
         assert prompt["multi_modal_data"]["image"].size == image.size
         assert (sampling.temperature, sampling.n, sampling.max_tokens) == (0.0, 1, 40)
+
+
+def test_crops_take_the_policys_own_shape(fake: type[FakeLLM], folder: Path, tmp_path: Path) -> None:
+    shaped, shape = Path(shutil.copytree(folder, tmp_path / "shaped")), Reshaping(0.1, is_square=True)
+    save_view_shape(shape, shaped)
+    frame = load_policy(folder, _params(folder, device="cpu")).get_frame(90, 50)
+    fake.texts = [format_decision(Crop(Box(0.25, 0.5, 0.75, 0.75)), frame)]
+    plain, grown = (_open(path).decide(_IMAGES[1:2], _QUESTIONS[:1])[0].decision for path in (folder, shaped))
+    assert isinstance(plain, Crop)
+    assert grown == Crop(shape.apply(plain.box, 90, 50)) != plain
 
 
 def test_forced_regions_begin_with_their_opening(fake: type[FakeLLM], folder: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Params, RegisterParams, load_params, load_params_for_dvc
 from pipeline.errors import ConfigError
+from pipeline.yaml_file import read_mapping
 
 SHIPPED = Path(__file__).parents[3] / "params.yaml"
 
@@ -125,6 +128,25 @@ def test_anchors_and_merges_may_override(tmp_path: Path) -> None:
     params = load_params(path)
     assert params.scorer.size is not None
     assert (params.scorer.size.parameters, params.scorer.size.source) == (2, "a")
+
+
+def test_on_and_off_are_words_as_dvc_reads_them(tmp_path: Path) -> None:
+    """YAML 1.1 would take them for truth values, as names too; DVC reads YAML 1.2."""
+    path = tmp_path / "params.yaml"
+    path.write_text("reward:\n  on: search\nretrieve: {search_again: off}\ntrain: {factorised: True}\n")
+    params = load_params(path)
+    assert (params.reward.on, params.retrieve.search_again, params.train.factorised) == ("search", "off", True)
+    assert read_mapping(path) == parse_yaml(path.read_text(), path)
+    path.write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+    assert load_params(path) == params
+
+
+@given(st.dictionaries(st.text("onfyestrula", min_size=1, max_size=5), st.text("onfyestrulaOFNY", max_size=5)))
+def test_every_word_is_read_as_dvc_reads_it(words: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text("".join(f"{name}: {word}\n" for name, word in words.items()) or "{}\n")
+        assert read_mapping(path) == parse_yaml(path.read_text(), path)
 
 
 def test_what_dvc_reads_must_be_written_out(tmp_path: Path) -> None:

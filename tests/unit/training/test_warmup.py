@@ -35,7 +35,7 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrozenScorer, "load", lambda *_: build_scorer())
-    monkeypatch.setattr(warmup, "load_asked", lambda _: [])
+    monkeypatch.setattr(warmup, "load_asked", lambda *_: [])
     workspace = Workspace.at(tmp_path)
     params = Params.model_validate(
         {
@@ -57,7 +57,7 @@ def test_neighbourhoods_are_those_of_the_base_policy(
 ) -> None:
     """Labels follow from parameters alone, and lie near the one box that this policy knows."""
     monkeypatch.setattr(FrozenScorer, "load", lambda *_: build_scorer())
-    monkeypatch.setattr(warmup, "load_asked", lambda _: [])
+    monkeypatch.setattr(warmup, "load_asked", lambda *_: [])
     params = Params.model_validate(
         {
             "policy": {"path": str(spoken_llava.folder), "device": "cpu", "max_new_tokens": 12},
