@@ -14,10 +14,22 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.config import Params
-from pipeline.core.boxes import compute_iou
+from pipeline.core.boxes import box_to_px, compute_iou
 from pipeline.core.ranking import compute_outcome
-from pipeline.files.store import save_documents, save_pools, save_qrels, save_queries
+from pipeline.evaluation.search.rankings import Searcher
+from pipeline.files.store import (
+    load_documents,
+    load_qrels,
+    save_documents,
+    save_pools,
+    save_qrels,
+    save_queries,
+)
 from pipeline.reranking import scorer as scorer_module
+from pipeline.retrieval.encoder import F32
+from pipeline.retrieval.index import DocumentVectors
+from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.views import PixelBox, ViewKey
 from pipeline.runs.tracking import null_run
 from pipeline.stages import answer as answer_stage
 from pipeline.stages import evaluate as evaluate_stage
@@ -41,7 +53,13 @@ Row = TypeVar("Row")
 POOL_SIZE = 6
 NUM_DOCUMENTS = 12
 NUM_VAL = 10
-PARAMS = Params.model_validate({"evaluate": {"num_resamples": 200}, "search": {"scales": [0.4], "stride": 0.5}})
+PARAMS = Params.model_validate(
+    {
+        "evaluate": {"num_resamples": 200},
+        "search": {"scales": [0.4], "stride": 0.5},
+        "retrieve": {"num_candidates": POOL_SIZE},
+    }
+)
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
@@ -74,6 +92,57 @@ class FakeScorer:
         gain = 0.0 if target is None or box is None else compute_iou(box, target) - 0.2
         scores = np.array(pool.scores) + self._strength * gain * np.array(pool.relevance)
         return FakeView(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
+
+
+_OUTSIDE = 0.15
+"""Score of a document that the full image did not retrieve."""
+
+
+class FakeViews:
+    """Names crops and gives their vectors: a document's place in it holds its score, by the formula of `FakeScorer`.
+
+    The full images' vectors come from here too.
+    """
+
+    def __init__(
+        self, queries: Sequence[Query], pools: Sequence[Pool], qrels: Sequence[Qrel], doc_ids: Sequence[str]
+    ) -> None:
+        self._queries = {query.query_id: query for query in queries}
+        self._doc_ids = doc_ids
+        relevant = collect_relevant(qrels)
+        self._answers = {query.query_id: np.isin(doc_ids, list(relevant[query.query_id])) for query in queries}
+        scores = {pool.query_id: dict(zip(pool.doc_ids, pool.scores, strict=True)) for pool in pools}
+        self._full = {
+            query_id: np.array([of_pool.get(doc_id, _OUTSIDE) for doc_id in doc_ids])
+            for query_id, of_pool in scores.items()
+        }
+
+    def name_crop(self, query_id: str, box: Box | None) -> ViewKey | None:
+        return None if box is None or box == WHOLE else (query_id, box_to_px(box, 96, 64))
+
+    def encode(self, keys: Sequence[ViewKey]) -> F32:
+        return np.stack([self._score(*key) for key in keys]).astype(np.float32)
+
+    def get_vectors(self, query_ids: Sequence[str]) -> F32:
+        return np.stack([self._full[query_id] for query_id in query_ids]).astype(np.float32)
+
+    def _score(self, query_id: str, box_px: PixelBox) -> Any:
+        target = self._queries[query_id].target_box
+        left, top, right, bottom = box_px
+        box = Box(left / 96, top / 64, right / 96, bottom / 64)
+        gain = 0.0 if target is None else compute_iou(box, target) - 0.2
+        return self._full[query_id] + 0.5 * gain * self._answers[query_id]
+
+
+class FakeIndex(DocumentVectors):
+    """Documents that lie at right angles, so that a view's vector is the list of its scores."""
+
+    def __init__(self, doc_ids: Sequence[str]) -> None:
+        super().__init__(np.eye(len(doc_ids), dtype=np.float32), doc_ids)
+
+    def search(self, queries_QD: F32, k: int) -> tuple[F32, Any]:
+        rows_QK = np.argsort(-queries_QD, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(queries_QD, rows_QK, 1), rows_QK
 
 
 class FakePolicy:
@@ -140,6 +209,7 @@ def build_fake_world(
         policy_dir.mkdir(parents=True)
         (policy_dir / "config.json").write_text("{}")
     policies = _plant_formulas(monkeypatch, queries, pools)
+    _plant_search(monkeypatch, workspace, _join(queries), _join(pools))
     return FakeWorld(workspace, queries["test"], pools["test"], queries["val"], pools["val"], policies)
 
 
@@ -242,6 +312,21 @@ def _plant_formulas(
     monkeypatch.setattr(scorer_module.FrozenScorer, "load", lambda *_args, **_options: first)
     monkeypatch.setattr(evaluate_stage, "load_transfer_scorer", lambda *_args: (second, "siglip"))
     return policies
+
+
+def _plant_search(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, queries: Sequence[Query], pools: Sequence[Pool]
+) -> None:
+    """Let the real `Searcher` search among scores by formula."""
+    doc_ids = [document.doc_id for document in load_documents(workspace.tables_dir / "documents.parquet")]
+    qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
+    views: Any = FakeViews(queries, pools, qrels, doc_ids)
+    index: Any = FakeIndex(doc_ids)
+
+    def load(params: Params, *_others: object) -> Searcher:
+        return Searcher(views, index, views, collect_relevant(qrels), params.retrieve.num_candidates)
+
+    monkeypatch.setattr(Searcher, "load", load)
 
 
 def _join(rows: dict[Split, list[Row]]) -> list[Row]:

@@ -152,6 +152,7 @@ def test_confidence_and_resamples_change_the_intervals(world: FakeWorld, report:
         provenance={},
         choices={"best_rule": "base", "best_rgrpo": "rgrpo"},
         behaviour={},
+        searched={},
     ).as_json()
     wide, tight = (source["methods"]["rgrpo"]["mrr"] for source in (report, again))
     assert tight["high"] - tight["low"] < wide["high"] - wide["low"]
