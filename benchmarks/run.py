@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from benchmarks.growth import Point, Sizes, list_settings, measure_reward_growth
 from benchmarks.memory import Way, measure_memory
 from benchmarks.rewards.completions import sample_completions, take_rows
 from benchmarks.rewards.reward import RewardFigures, measure_reward
+from benchmarks.rewards.search_reward import SearchFigures, measure_search_reward
 from benchmarks.rewards.setting import draw_world, load_setting, run_stages
 from benchmarks.train_step import TrainFigures, measure_train_step
 from pipeline.config import Params
@@ -26,6 +28,7 @@ GOALS: Final = {
     "speedup_over_naive": {"at_least": 30.0},
     "over_floor": {"at_most": 1.15},
     "over_stock": {"at_most": 1.15},
+    "over_pool": {"at_most": 1.3},
 }
 
 
@@ -41,6 +44,7 @@ class Plan:
         num_turns: of ours and floor.
         num_blocks: trainings of either kind.
         steps_per_block: steps of each, the first one not counted.
+        index_sizes: documents of the indexes, beside the world's own, that rewards by search are measured on.
         growth_turns: of each point of the reward's growth.
         growth_blocks: trainings of either kind for each group size.
         sizes: of the growth.
@@ -54,6 +58,7 @@ class Plan:
     num_turns: int = 15
     num_blocks: int = 5
     steps_per_block: int = 4
+    index_sizes: tuple[int, ...] = (100_000,)
     growth_turns: int = 3
     growth_blocks: int = 1
     sizes: Sizes = field(
@@ -95,6 +100,12 @@ def run_bench(params: Params, plan: Plan, scratch_dir: Path) -> dict[str, Any]:
     reward = measure_reward(
         setting, policy, completions, queries_per_turn=plan.queries_per_turn, num_turns=plan.num_turns
     )
+    searches = [
+        measure_search_reward(
+            one, policy, completions, queries_per_step=params.train.queries_per_step, num_turns=plan.num_turns
+        )
+        for one in (setting, *(setting.pad_index(size) for size in plan.index_sizes))
+    ]
     logger.info("bench: training steps, %d times ours and stock in turn", plan.num_blocks)
     step = measure_train_step(setting, params.train, num_blocks=plan.num_blocks, steps_per_block=plan.steps_per_block)
     logger.info("bench: worlds of other picture sizes are made")
@@ -105,18 +116,19 @@ def run_bench(params: Params, plan: Plan, scratch_dir: Path) -> dict[str, Any]:
         setting, plan.sizes.group_sizes, num_blocks=plan.growth_blocks, steps_per_block=plan.steps_per_block
     )
     memory = measure_memory(plan.ways, world, params, completions)
-    return compose_report(params, plan, reward, step, points, memory)
+    return compose_report(params, plan, reward, searches, step, points, memory)
 
 
 def compose_report(
     params: Params,
     plan: Plan,
     reward: RewardFigures,
+    searches: Sequence[SearchFigures],
     step: TrainFigures,
     points: list[Point],
     memory: dict[str, float],
 ) -> dict[str, Any]:
-    """Return what bench.json holds: the three ratios as plain numbers, everything else with its spread."""
+    """Return what bench.json holds: the four ratios as plain numbers, everything else with its spread."""
     return {
         "goals": GOALS,
         "setting": {
@@ -135,6 +147,10 @@ def compose_report(
             "speedup_over_naive": reward.speedup.median,
             "over_floor": reward.floor_ratio.median,
             **asdict(reward),
+        },
+        "search_reward": {
+            "over_pool": max(searches, key=lambda figures: figures.num_documents).over_pool.median,
+            "by_index": [asdict(figures) for figures in searches],
         },
         "train_step": {"over_stock": step.stock_ratio.median, **asdict(step)},
         "growth": [asdict(point) for point in points],

@@ -55,12 +55,18 @@ def is_met(goal: Mapping[str, float], median: float) -> bool:
 def _build_ratios(report: Mapping[str, Any]) -> Table:
     table = _start_table("side by side", "median", "range", "CPU", "goal", "")
     for part, name, label, goal_name in _RATIOS:
-        spread, cpu, goal = report[part][name], report[part][f"{name}_cpu"], report["goals"][goal_name]
-        met = is_met(goal, spread["median"])
-        bound = f"≥ {goal['at_least']:g}" if "at_least" in goal else f"≤ {goal['at_most']:g}"
-        verdict = "[green]met[/green]" if met else "[red]not met[/red]"
-        table.add_row(label, _format(spread["median"]), _format_range(spread), _format(cpu["median"]), bound, verdict)
+        _add_ratio(table, label, report[part], name, report["goals"][goal_name])
+    for figures in report["search_reward"]["by_index"]:
+        label = f"rewards of a step, search : pool, {figures['num_documents']:,} documents"
+        _add_ratio(table, label, figures, "over_pool", report["goals"]["over_pool"])
     return table
+
+
+def _add_ratio(table: Table, label: str, figures: Mapping[str, Any], name: str, goal: Mapping[str, float]) -> None:
+    spread, cpu = figures[name], figures[f"{name}_cpu"]
+    bound = f"≥ {goal['at_least']:g}" if "at_least" in goal else f"≤ {goal['at_most']:g}"
+    verdict = "[green]met[/green]" if is_met(goal, spread["median"]) else "[red]not met[/red]"
+    table.add_row(label, _format(spread["median"]), _format_range(spread), _format(cpu["median"]), bound, verdict)
 
 
 def _build_rates(report: Mapping[str, Any]) -> Table:

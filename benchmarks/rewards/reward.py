@@ -15,6 +15,7 @@ from benchmarks.timing import Cost, Spread, compute_ratios, compute_spread, do_i
 from pipeline.policy.policy import Policy
 from pipeline.process.progress import track
 from pipeline.training.grpo import PolicyReward
+from pipeline.training.scorers import RewardScorer
 
 TOLERANCE: Final = 1e-4
 """Largest difference between two rewards of one completion, which batches of other sizes round otherwise."""
@@ -111,8 +112,13 @@ class OurRewards:
 
 
 def score_ours(setting: Setting, policy: Policy, completions: Completions) -> OurRewards:
-    """Score all completions with a scorer that has seen nothing, and at once again."""
-    reward = PolicyReward(setting.open_scorer(), policy, setting.params.reward)
+    """Score all completions on their pools with a scorer that has seen nothing, and at once again."""
+    return score_with(setting.open_scorer(), setting, policy, completions)
+
+
+def score_with(scorer: RewardScorer, setting: Setting, policy: Policy, completions: Completions) -> OurRewards:
+    """Score all completions, and at once again."""
+    reward = PolicyReward(scorer, policy, setting.params.reward)
     cost, rewards = measure(lambda: reward.score(completions.query_ids, completions.decisions))
     warm_cost, _ = measure(lambda: reward.score(completions.query_ids, completions.decisions))
     return OurRewards([reward.total for reward in rewards], cost, warm_cost)

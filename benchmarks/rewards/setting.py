@@ -21,10 +21,13 @@ from demo.drawing.world import build_world
 from pipeline.config import Params
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
-from pipeline.files.store import load_documents, load_pools, load_queries
+from pipeline.files.store import load_documents, load_pools, load_qrels, load_queries
 from pipeline.reranking.scorer import FrozenScorer, ScoredView
-from pipeline.retrieval.encoder import Encoder, load_encoder
-from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index
+from pipeline.retrieval.encoder import Encoder, load_encoder, normalise
+from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index
+from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.retrieved import FullImages
+from pipeline.retrieval.search import SearchScorer
 from pipeline.retrieval.views import ViewEncoder
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
@@ -54,16 +57,21 @@ class Setting:
     Attributes:
         params: of the whole benchmark.
         encoder: the frozen encoder, loaded once.
+        index: the documents' vectors.
         pools: query id -> K candidates, at least one of them relevant.
+        full_images: the full images' vectors.
+        relevant: query id -> documents that answer it.
     """
 
     params: Params
     encoder: Encoder
-    index: DocumentIndex
+    index: DocumentVectors
     queries: Mapping[str, Query]
     documents: Mapping[str, Document]
     pools: Mapping[str, Pool]
     pictures: PictureFolder
+    full_images: FullImages
+    relevant: Mapping[str, frozenset[str]]
 
     @cached_property
     def questions(self) -> dict[str, str]:
@@ -84,6 +92,19 @@ class Setting:
                 for query_id, pool in self.pools.items()
             },
         )
+
+    def open_search_scorer(self) -> SearchScorer:
+        """Return one that ranks the whole index, and has seen nothing yet."""
+        views = ViewEncoder(self.encoder, self.queries, self.pictures, self.params.batches.scorer)
+        return SearchScorer(views, self.index, self.full_images, self.relevant, self.params.reward.depth)
+
+    def pad_index(self, num_documents: int) -> Setting:
+        """Return the same setting with so many documents in the index: behind those drawn lie random directions."""
+        num_more = num_documents - len(self.index)
+        noise_ND = np.random.default_rng(self.params.seed).normal(size=(num_more, self.encoder.dim))
+        vectors_ND = np.concatenate([self.index.vectors_ND, normalise(noise_ND.astype(np.float32))])
+        doc_ids = [*self.index.doc_ids, *(f"noise-{number}" for number in range(num_more))]
+        return replace(self, index=DocumentVectors(vectors_ND, doc_ids))
 
     def cut_pools(self, k: int) -> Setting:
         """Return the same setting with pools of the best K; queries whose positive is not among them drop out."""
@@ -151,6 +172,8 @@ def load_setting(workspace: Workspace, params: Params) -> Setting:
         documents={document.doc_id: document for document in load_documents(tables_dir / "documents.parquet")},
         pools={pool.query_id: pool for pool in pools if pool.split == "train" and pool.has_positive},
         pictures=PictureFolder(workspace.data_dir, params.data.max_image_pixels),
+        full_images=FullImages.load(workspace.pools_dir),
+        relevant=collect_relevant(load_qrels(tables_dir / "qrels.parquet")),
     )
 
 

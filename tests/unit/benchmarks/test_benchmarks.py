@@ -17,6 +17,7 @@ from benchmarks.plot import save_plot
 from benchmarks.rewards.completions import give_to, resize_groups, take_queries, take_rows
 from benchmarks.rewards.floor import embed_crops, list_distinct_crops
 from benchmarks.rewards.reward import DisagreementError, check_agreement, score_naively, score_ours
+from benchmarks.rewards.search_reward import measure_search_reward
 from benchmarks.rewards.setting import Completions, Setting, load_setting
 from benchmarks.run import Plan, run_bench
 from benchmarks.table import is_met, print_report
@@ -68,6 +69,17 @@ def test_naive_reward_and_ours_agree(setting: Setting, policy: Policy, completio
     naive, ours = score_naively(setting, completions), score_ours(setting, policy, completions).rewards
     assert check_agreement(naive, ours) <= 1e-4
     assert len({round(reward, 4) for reward in naive}) > 4
+
+
+@pytest.mark.parametrize("num_documents", [30, 500])
+def test_a_reward_by_search_agrees_with_a_ranking_of_every_document(
+    setting: Setting, policy: Policy, completions: Completions, num_documents: int
+) -> None:
+    figures = measure_search_reward(
+        setting.pad_index(num_documents), policy, completions, queries_per_step=2, num_turns=2
+    )
+    assert figures.largest_difference <= 1e-4
+    assert (figures.num_documents, figures.num_completions) == (num_documents, 2 * len(GROUP))
 
 
 def test_rewards_that_differ_stop_the_benchmark(setting: Setting, policy: Policy, completions: Completions) -> None:
@@ -148,6 +160,9 @@ def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
     assert report["reward"]["over_floor"] == report["reward"]["floor_ratio"]["median"]
     assert report["train_step"]["over_stock"] == report["train_step"]["stock_ratio"]["median"]
     assert report["reward"]["largest_difference"] <= 1e-4
+    by_index = report["search_reward"]["by_index"]
+    assert [figures["num_documents"] for figures in by_index] == [16, 300]
+    assert report["search_reward"]["over_pool"] == by_index[-1]["over_pool"]["median"]
     assert report["train_step"]["our_positions"] > 0 < report["train_step"]["stock_positions"]
     assert {(point["axis"], point["value"], point["way"]) for point in report["growth"]} == {
         *(("pool_size", k, way) for k in (4, 8) for way in ("ours", "naive")),
@@ -188,6 +203,7 @@ def _small_plan() -> Plan:
         num_queries=2,
         queries_per_turn=1,
         num_turns=1,
+        index_sizes=(300,),
         num_blocks=1,
         steps_per_block=2,
         growth_turns=1,
@@ -203,4 +219,4 @@ def _assert_table_names_all_goals(report: dict[str, Any]) -> None:
     console = Console(record=True, width=140)
     print_report(report, console)
     said = console.export_text()
-    assert len(re.findall(r"(?:not )?met", said)) == 3
+    assert len(re.findall(r"(?:not )?met", said)) == 5

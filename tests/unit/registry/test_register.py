@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from pipeline.config import Params
+from pipeline.core.region_search import Reshaping
 from pipeline.errors import DataError, StageError
 from pipeline.files.store import load_results, read_json, save_pools, save_queries, save_results, write_json
 from pipeline.models.model_folder import compute_model_digest
+from pipeline.policy.view_shape import load_view_shape, save_view_shape
 from pipeline.retrieval import encoder as encoder_module
 from pipeline.retrieval import index as index_module
 from pipeline.runs.tracking import null_run, open_store, stage_run
@@ -112,6 +114,20 @@ def _register(world: FakeWorld) -> dict[str, Any]:
         figures = register.run(params, world.workspace, run)
     assert not {"version", "promoted"} & figures.keys()
     return dict(run.facts)
+
+
+def test_a_version_carries_the_shape_of_its_crops(world: FakeWorld) -> None:
+    """It lies beside the weights, so figures of another shape are figures of another policy."""
+    import mlflow
+
+    shape = Reshaping(0.1, is_square=True)
+    save_view_shape(shape, world.workspace.policy_dir)
+    with pytest.raises(StageError, match=r"another state of .*policy"):
+        _register(world)
+    ask_and_evaluate(_params_of(world), world.workspace)
+    _register(world)
+    model = mlflow.pyfunc.load_model("models:/region-r1@challenger")
+    assert load_view_shape(Path(model._model_impl.context.artifacts["policy"])) == shape
 
 
 def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorld) -> None:
