@@ -28,7 +28,7 @@ from benchmarks.timing import Cost, Spread, compute_ratios, compute_spread, do_i
 from pipeline.config import TrainParams
 from pipeline.policy.policy import Policy, load_policy
 from pipeline.reranking.scorer import FrozenScorer
-from pipeline.training import grpo
+from pipeline.training.grpo.train import build_config, train_rgrpo
 from pipeline.training.seeding import seed_everything
 from pipeline.training.training_log import TrainingLog
 from pipeline.training.training_rows import AttachImages
@@ -143,7 +143,7 @@ def train_ours(setting: Setting, train: TrainParams) -> Stopwatch:
     """Train a fresh copy of the policy with r-GRPO and the real reward."""
     policy, scorer, watch = _start(setting)
     with tempfile.TemporaryDirectory() as scratch, watch.count_positions(policy):
-        grpo.train_rgrpo(
+        train_rgrpo(
             policy,
             setting.questions,
             scorer,
@@ -166,7 +166,7 @@ def train_stock(setting: Setting, train: TrainParams) -> Stopwatch:
     with tempfile.TemporaryDirectory() as scratch, watch.count_positions(policy):
         trainer = GRPOTrainer(
             model=policy.model,
-            args=grpo._build_config(policy, train, setting.params.seed, Path(scratch)),
+            args=build_config(policy, train, setting.params.seed, Path(scratch)),
             train_dataset=Dataset.from_list(rows).with_transform(AttachImages(scorer.load_image)),
             processing_class=policy.processor,
             reward_funcs=[give_nothing],

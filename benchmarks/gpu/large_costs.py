@@ -28,7 +28,8 @@ from pipeline.planning.sizes import read_shapes
 from pipeline.policy.policy import Policy, load_policy
 from pipeline.policy.vllm_engine import VllmPolicy
 from pipeline.retrieval.encoder import PictureTask, encode_in_stream
-from pipeline.training.grpo import RGRPOTrainer, train_rgrpo
+from pipeline.training.grpo.train import train_rgrpo
+from pipeline.training.grpo.trainer import RGRPOTrainer
 from pipeline.training.seeding import seed_everything
 
 Batch = tuple[list[Image.Image], list[str]]

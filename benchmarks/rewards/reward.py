@@ -14,7 +14,7 @@ from benchmarks.rewards.setting import Completions, Setting
 from benchmarks.timing import Cost, Spread, compute_ratios, compute_spread, do_in_turn, measure
 from pipeline.policy.policy import Policy
 from pipeline.process.progress import track
-from pipeline.training.grpo import PolicyReward
+from pipeline.training.grpo.reward import PolicyReward
 from pipeline.training.scorers import RewardScorer
 
 TOLERANCE: Final = 1e-4

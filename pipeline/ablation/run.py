@@ -40,7 +40,7 @@ from pipeline.models.model_folder import compute_model_digest, resolve_model_pat
 from pipeline.policy.policy import load_policy
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import StageRun, null_run
-from pipeline.training.grpo import train_rgrpo
+from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.scorers import RewardScorer, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import CurvePoint, Pool, Query, QueryResult

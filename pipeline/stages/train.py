@@ -18,7 +18,7 @@ from pipeline.models.model_folder import check_base, compute_model_digest, note_
 from pipeline.policy.families import check_pictures, load_frames
 from pipeline.policy.policy import load_policy
 from pipeline.runs.tracking import StageRun
-from pipeline.training.grpo import train_rgrpo
+from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.scorers import load_asked, load_reward_scorer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout

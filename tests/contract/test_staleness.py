@@ -118,7 +118,7 @@ def test_a_changed_model_folder_makes_its_stages_stale(checkout: Checkout, folde
         ("config", set(STAGE_NAMES)),
         ("types", set(STAGE_NAMES)),
         ("training/sft", {"warmup"}),
-        ("training/grpo", {"train"}),
+        ("training/grpo/trainer", {"train"}),
         ("registry/serving", {"register"}),
         ("evaluation/answers/asking", {"answer"}),
         ("evaluation/oracle", {"evaluate"}),

@@ -20,7 +20,8 @@ from pipeline.errors import ModelError
 from pipeline.policy.decoding.shared_prompts import select_pictures
 from pipeline.policy.families import FRAME_KEY
 from pipeline.policy.policy import Policy, load_policy
-from pipeline.training.grpo import PolicyReward, train_rgrpo
+from pipeline.training.grpo.reward import PolicyReward
+from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.seeding import seed_everything
 from pipeline.training.sft import SftExample, _AttachAnswers, train_sft
 from pipeline.types import Box, Crop, CurvePoint, RegionLabel, Rollout

@@ -19,7 +19,7 @@ from pipeline.errors import ModelError
 from pipeline.models.model_folder import compute_model_digest
 from pipeline.policy.policy import Policy, load_policy
 from pipeline.policy.view_shape import AS_NAMED, load_view_shape, read_decision, save_view_shape
-from pipeline.training.grpo import PolicyReward
+from pipeline.training.grpo.reward import PolicyReward
 from pipeline.types import Box, Crop, KeepFull, Malformed
 from tests.scripted import encode, scripted
 from tests.tiny_models import PlantedScorer, build_outcome

@@ -24,8 +24,14 @@ from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.stages import retrieve as retrieve_stage
-from pipeline.training import grpo
-from pipeline.training.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
+from pipeline.training.grpo import train
+from pipeline.training.grpo.completions import Completion, mask_openings
+from pipeline.training.grpo.groups import GroupPlan
+from pipeline.training.grpo.log_probs import SharedPromptTrainer
+from pipeline.training.grpo.resume import ResumableTrainer
+from pipeline.training.grpo.reward import PolicyReward, ranking_reward
+from pipeline.training.grpo.train import train_rgrpo
+from pipeline.training.grpo.trainer import RGRPOTrainer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
 from tests.conftest import SpokenLlava
@@ -96,18 +102,22 @@ class Training:
         self.params = params
         self.logged: dict[int, dict[str, float]] = {}
         self.batches: list[dict[str, Any]] = []
-        original = RGRPOTrainer._generate_and_score_completions
-        batches = self.batches
+        self.sampled: list[list[Completion]] = []
+        score, read = RGRPOTrainer._generate_and_score_completions, PolicyReward.read_completions
 
         def record(trainer: RGRPOTrainer, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-            output = original(trainer, inputs)
+            output = score(trainer, inputs)
             watched = {
                 "query_id": [row["query_id"] for row in inputs],
-                "opening_mask": trainer._mask_openings(output["completion_ids"]),
-                "opening_code": trainer._codes_N,
+                "opening_mask": mask_openings(self.sampled[-1], output["completion_ids"]),
+                "opening_code": torch.tensor([row.opening_code for row in self.sampled[-1]]),
             }
-            batches.append(output | watched)
+            self.batches.append(output | watched)
             return output
+
+        def keep(reward: PolicyReward, *arguments: Any) -> list[Completion]:
+            self.sampled.append(read(reward, *arguments))
+            return self.sampled[-1]
 
         def log(figures: Any, step: int) -> None:
             if step == die_at:
@@ -117,6 +127,7 @@ class Training:
         seed_everything(3)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RGRPOTrainer, "_generate_and_score_completions", record)
+            patch.setattr(PolicyReward, "read_completions", keep)
             record_of_run = train_rgrpo(
                 policy,
                 spoken.questions,
@@ -532,14 +543,14 @@ def test_activations_computed_again_give_the_same_step(
 ) -> None:
     says = [_CROP] * 3 + [FULL_ANSWER] * 5
     kept = Step(spoken_llava, tmp_path / "kept", {"beta": 0.5}, says)
-    build = grpo._build_config
+    build = train.build_config
 
     def checkpoint(*arguments: Any) -> Any:
         config = build(*arguments)
         config.activation_checkpointing = config.gradient_checkpointing = True
         return config
 
-    monkeypatch.setattr(grpo, "_build_config", checkpoint)
+    monkeypatch.setattr(train, "build_config", checkpoint)
     again = Step(spoken_llava, tmp_path / "again", {"beta": 0.5}, says)
     assert any(getattr(module, "gradient_checkpointing", False) for module in again.training.policy.model.modules())
     assert again.training.logged[1]["p_region"] == kept.training.logged[1]["p_region"]
@@ -574,7 +585,8 @@ _OVERRIDDEN = {
 
 
 def test_overridden_methods_of_trl_are_those_that_ours_was_written_for() -> None:
-    ours = {name for name in vars(RGRPOTrainer) if name in dir(GRPOTrainer) and not name.startswith("__")}
+    written = {name for room in (RGRPOTrainer, SharedPromptTrainer, ResumableTrainer) for name in vars(room)}
+    ours = {name for name in written if name in dir(GRPOTrainer) and not name.startswith("__")}
     ours -= {"_tag_names", "_name"}
     assert ours == _OVERRIDDEN.keys()
     found = {name: str(inspect.signature(getattr(GRPOTrainer, name))) for name in ours}
@@ -718,8 +730,8 @@ def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: 
     ids = policy.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     logged: dict[str, float] = {}
     end_id = policy.processor.tokenizer.eos_token_id
-    got = reward(completion_ids=[[*ids, end_id]], query_id=["q0"], log_metric=logged.__setitem__, trainer_state=None)
-    assert got == [earned]
+    sampled = reward.read_completions(["q0"], [[*ids, end_id]])
+    assert ranking_reward(sampled, logged.__setitem__, trainer_state=None) == [earned]
     assert logged == {"reward/mrr": 0.0, "reward/ndcg": 0.0, "reward/rank": 0.0, "reward/margin": 0.0}
 
 

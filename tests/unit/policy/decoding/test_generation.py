@@ -23,7 +23,7 @@ from pipeline.policy.decoding.generation import (
     forget_generation_config,
 )
 from pipeline.policy.policy import Policy, PolicyAnswer, load_policy
-from pipeline.training.grpo import train_rgrpo
+from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout
 from tests.conftest import SpokenLlava
