@@ -110,10 +110,10 @@ def _build_search_table(report: Mapping[str, Any], title: str, metrics: Sequence
 
 
 def _start_table(title: str, report: Mapping[str, Any], *, padding: int) -> Table:
-    sure = f"{100 * report['confidence']:g} %"
+    confidence = f"{100 * report['confidence']:g} %"
     table = Table(
         title=title,
-        caption=f"in brackets: {sure} bootstrap interval",
+        caption=f"in brackets: {confidence} bootstrap interval",
         title_justify="left",
         box=None,
         padding=(0, padding, 0, 0),

@@ -55,8 +55,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     answers = read_answers(workspace, val.queries, test.queries)
     lender = workspace.lender_report_path
     carried = None if lender is None else carry_choices(lender, answers.policy_digest)
-    sure = Bootstrap(params.evaluate, params.seed, val.queries)
-    chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, sure)
+    bootstrap = Bootstrap(params.evaluate, params.seed, val.queries)
+    chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, bootstrap)
     choices = _choose_without_policy(params, test, scorer) | answers.test
     by_method = rank_methods(choices, {"rgrpo": answers.probed.list_forced("test")}, chosen.settings, test, scorer)
     results = [row for rows in by_method.values() for row in rows]

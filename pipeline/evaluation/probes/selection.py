@@ -47,7 +47,7 @@ class SelectionFigures:
 
 
 def probe_selection(
-    test: QuerySet, greedy: Sequence[Choice], samples: Samples, scorer: Scorer, num_samples: int, sure: Bootstrap
+    test: QuerySet, greedy: Sequence[Choice], samples: Samples, scorer: Scorer, num_samples: int, bootstrap: Bootstrap
 ) -> SelectionFigures:
     """Measure what choosing among sampled crops brings over the greedy one."""
     boxes = {query_id: _list_boxes(answers) for query_id, answers in samples.items()}
@@ -61,8 +61,8 @@ def probe_selection(
         num_samples=num_samples,
         temperature=SAMPLING_TEMPERATURE,
         num_malformed_samples=sum(len(samples[query_id]) - len(boxes[query_id]) for query_id in samples),
-        methods={name: measure_method(table, name, sure) for name in choices},
-        minus_greedy={name: compare_methods(table, name, "greedy", sure) for name in ("widest_gap", "median_box")},
+        methods={name: measure_method(table, name, bootstrap) for name in choices},
+        minus_greedy={name: compare_methods(table, name, "greedy", bootstrap) for name in ("widest_gap", "median_box")},
     )
 
 

@@ -265,5 +265,5 @@ def test_a_claim_that_only_luck_among_many_explains_does_not_survive(workspace: 
     assert claim["survives_holm"] is False
     assert "does not survive Holm's correction" in build_markdown(summary)
     _plant(workspace, {"balanced": 1.0})
-    sure = _get_table(summarise(params, workspace), "groups")["rows"][1]["claim"]
-    assert sure["survives_holm"] is True
+    claim = _get_table(summarise(params, workspace), "groups")["rows"][1]["claim"]
+    assert claim["survives_holm"] is True

@@ -192,13 +192,13 @@ def test_without_a_weight_of_its_own_a_kept_query_stays_with_the_full_image(kept
 
 
 def test_crop_is_taken_where_it_leads_by_more_than_the_full_image() -> None:
-    full, sure, unsure = _view(0.9, 0.8, 0.1), _view(0.2, 0.9, 0.1), _view(0.1, 0.62, 0.6)
-    assert compute_gap(sure) > compute_gap(full) > compute_gap(unsure)
-    taken = apply_rule(Setting(gap_ratio=1.0), _look(sure, full), _POOL)
-    assert (taken.view, isinstance(taken.decision, Crop)) == (sure, True)
-    left = apply_rule(Setting(gap_ratio=1.0), _look(unsure, full), _POOL)
+    full, certain, uncertain = _view(0.9, 0.8, 0.1), _view(0.2, 0.9, 0.1), _view(0.1, 0.62, 0.6)
+    assert compute_gap(certain) > compute_gap(full) > compute_gap(uncertain)
+    taken = apply_rule(Setting(gap_ratio=1.0), _look(certain, full), _POOL)
+    assert (taken.view, isinstance(taken.decision, Crop)) == (certain, True)
+    left = apply_rule(Setting(gap_ratio=1.0), _look(uncertain, full), _POOL)
     assert (left.view, left.decision) == (full, KeepFull())
-    assert apply_rule(Setting(gap_ratio=0.1), _look(unsure, full), _POOL).view is unsure
+    assert apply_rule(Setting(gap_ratio=0.1), _look(uncertain, full), _POOL).view is uncertain
 
 
 def test_equal_leads_keep_the_full_image() -> None:
