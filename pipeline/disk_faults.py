@@ -101,7 +101,7 @@ def _read(error: BaseException) -> DiskFault | None:
     return None if reason is None else DiskFault(None, reason)
 
 
-def _find_words(said: str) -> str | None:
-    if _CUT_SHORT.search(said):
+def _find_words(text: str) -> str | None:
+    if _CUT_SHORT.search(text):
         return "only a part could be written; is the disk full?"
-    return next((reason for words, reason in _WORDS.items() if words in said), None)
+    return next((reason for words, reason in _WORDS.items() if words in text), None)

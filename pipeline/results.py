@@ -73,8 +73,8 @@ def _print_search(report: Mapping[str, Any], console: Console) -> None:
     ]
     for pair, values in report["paired_search"].items():
         a, b = figures.name_search_pair(pair, choices)
-        said = {name: figures.format_difference(values[name], "share") for name in ("recall_at_1", "recall_at_20")}
-        lines.append(f"searching again, {a} against {b}, R@1: {said['recall_at_1']}; R@20: {said['recall_at_20']}")
+        texts = {name: figures.format_difference(values[name], "share") for name in ("recall_at_1", "recall_at_20")}
+        lines.append(f"searching again, {a} against {b}, R@1: {texts['recall_at_1']}; R@20: {texts['recall_at_20']}")
     _print_lines(lines, console)
 
 

@@ -130,9 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outcome", type=Path, metavar="FILE", help="where a flow wants the outcome, as JSON")
     options = parser.parse_args(arguments)
     try:
-        said = materialise_data(find_root(), _generate_demo)
-        sys.stdout.write(said + "\n")
-        outcome = Outcome(kind="unchanged" if said.startswith(UNCHANGED) else "done", message=said)
+        message = materialise_data(find_root(), _generate_demo)
+        sys.stdout.write(message + "\n")
+        outcome = Outcome(kind="unchanged" if message.startswith(UNCHANGED) else "done", message=message)
     except DataStepError as error:
         sys.stderr.write(f"error: {error}\n")
         outcome = Outcome(kind=error.kind, message=str(error))

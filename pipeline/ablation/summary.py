@@ -108,7 +108,7 @@ def _judge(row: Row, table: ArmTable, comparisons: Comparisons) -> Tree:
     difference = comparisons.difference(row.arm, row.above, table.metric)
     below = next(other.title for other in table.rows if other.arm == row.above)
     agrees = True if difference["low"] > 0.0 else False if difference["high"] < 0.0 else None
-    said = {
+    verdict = {
         True: f"as the paper has it: {row.title} above {below}",
         False: f"ours disagrees with the paper: {row.title} below {below}",
         None: f"{NO_DIFFERENCE} between {row.title} and {below}",
@@ -119,7 +119,7 @@ def _judge(row: Row, table: ArmTable, comparisons: Comparisons) -> Tree:
         "difference": difference,
         "agrees": agrees,
         "survives_holm": comparisons.survives(difference),
-        "said": said,
+        "said": verdict,
     }
 
 

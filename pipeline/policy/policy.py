@@ -244,7 +244,7 @@ class Policy:
             return self._generate(inputs.to(self.model.device), readers, settings, num_samples, draws, force_region)
         answers: dict[int, list[PolicyAnswer]] = {}
         for rows in parts:
-            said = self._answer_batch(
+            replies = self._answer_batch(
                 [images[row] for row in rows],
                 [questions[row] for row in rows],
                 settings,
@@ -252,7 +252,7 @@ class Policy:
                 num_samples=num_samples,
                 seeds=None if seeds is None else [seeds[row] for row in rows],
             )
-            answers |= {row: said[at * num_samples : (at + 1) * num_samples] for at, row in enumerate(rows)}
+            answers |= {row: replies[at * num_samples : (at + 1) * num_samples] for at, row in enumerate(rows)}
         return [answer for row in range(len(questions)) for answer in answers[row]]
 
     @torch.inference_mode()

@@ -116,5 +116,5 @@ def confirm(candidate: Candidate, bar: str, params: Params) -> Gate:
 
 
 def _say_against(bar: str, difference: Difference) -> str:
-    said = "beats" if difference.low > 0.0 else "does not beat"
-    return f"{said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"
+    verdict = "beats" if difference.low > 0.0 else "does not beat"
+    return f"{verdict} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"

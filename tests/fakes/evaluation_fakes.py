@@ -259,8 +259,8 @@ def _invent_query(rng: np.random.Generator, split: Split, i: int) -> Query:
     query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
     x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
     target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
-    said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
-    numbers = " ".join(str(value) for value in said.as_tuple())
+    answered = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
+    numbers = " ".join(str(value) for value in answered.as_tuple())
     return Query(
         query_id=query_id,
         split=split,

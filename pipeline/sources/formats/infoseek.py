@@ -107,8 +107,8 @@ class InfoseekSource:
             if isinstance(row, Reject):
                 raise DataError(row.detail, path=path, row=number)
             if entities.setdefault(row.data_id, row.entity_id) != row.entity_id:
-                said = f"gives {row.data_id} the entity {row.entity_id}, an earlier row {entities[row.data_id]}"
-                raise DataError(said, path=path, row=number)
+                message = f"gives {row.data_id} the entity {row.entity_id}, an earlier row {entities[row.data_id]}"
+                raise DataError(message, path=path, row=number)
         return entities
 
     def _to_query(

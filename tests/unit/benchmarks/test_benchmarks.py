@@ -128,10 +128,10 @@ def test_groups_of_another_size_keep_their_proportions_and_both_arms(
 
 
 def test_turns_change_who_begins() -> None:
-    said: list[str] = []
+    calls: list[str] = []
     for turn in range(2):
-        assert do_in_turn(lambda: said.append("a") or 1, lambda: said.append("b") or 2, turn) == (1, 2)
-    assert said == ["a", "b", "b", "a"]
+        assert do_in_turn(lambda: calls.append("a") or 1, lambda: calls.append("b") or 2, turn) == (1, 2)
+    assert calls == ["a", "b", "b", "a"]
     assert compute_spread([3.0, 1.0, 2.0]).median == 2.0
 
 
@@ -161,8 +161,8 @@ def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
 
 
 def test_make_help_and_readme_name_every_target() -> None:
-    said = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^make ([\w-]+) ", said, re.MULTILINE)
+    output = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^make ([\w-]+) ", output, re.MULTILINE)
     phony = re.search(r"^\.PHONY: (.*)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None and sorted(targets) == sorted(phony[1].split())
     readme = (CHECKOUT / "README.md").read_text()
@@ -202,5 +202,5 @@ def _assert_table_names_all_goals(report: dict[str, Any]) -> None:
 
     console = Console(record=True, width=140)
     print_report(report, console)
-    said = console.export_text()
-    assert len(re.findall(r"(?:not )?met", said)) == 3
+    output = console.export_text()
+    assert len(re.findall(r"(?:not )?met", output)) == 3

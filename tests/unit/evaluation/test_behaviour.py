@@ -173,7 +173,8 @@ def test_choice_never_sees_test(world: FakeWorld) -> None:
     answers = _force(test)
     wrong = [replace(answer, p_region=1.0 - answer.p_region) for answer in answers]
     one, other = (
-        probe_threshold(val, _force(val), test, said, scorer, _LIMIT, _bootstrap(world)) for said in (answers, wrong)
+        probe_threshold(val, _force(val), test, replies, scorer, _LIMIT, _bootstrap(world))
+        for replies in (answers, wrong)
     )
     assert one.chosen == other.chosen
     assert one.val_curve == other.val_curve

@@ -376,9 +376,13 @@ def test_nothing_is_chosen_without_a_positive(world: FakeWorld) -> None:
         choose_setting(RULES["base_grown"], _source(val), barren, _scorer(world))
     answers = {name: _answer(val) for name in ("base", "sft", "rgrpo")}
     for queries in (barren, QuerySet([], [])):
-        said = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
+        answered = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
         found = choose_on_val(
-            said, {"rgrpo": said["rgrpo"]}, queries, _scorer(world), Bootstrap(PARAMS.evaluate, 7, queries.queries)
+            answered,
+            {"rgrpo": answered["rgrpo"]},
+            queries,
+            _scorer(world),
+            Bootstrap(PARAMS.evaluate, 7, queries.queries),
         )
         assert (found.settings, found.best_rule, found.best_rgrpo) == ({}, None, None)
         left_out = found.as_json([name for name in METHODS if name not in RULES])["left_out"]

@@ -115,11 +115,11 @@ def _refuse(writer: str, folder: Path) -> WriteError:
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_one_line_and_leaves_the_old_folder(writer: str, small_disk: Path) -> None:
-    said = str(_refuse(writer, small_disk))
-    assert said.startswith(f"{small_disk / 'out'}")
+    message = str(_refuse(writer, small_disk))
+    assert message.startswith(f"{small_disk / 'out'}")
     expected = "the disk full?" if writer in ("numpy", "torch") else "No space left on device"
-    assert expected in said
-    assert "\n" not in said
+    assert expected in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("writer", WRITERS)

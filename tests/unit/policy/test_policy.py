@@ -126,11 +126,11 @@ def test_draws_depend_neither_on_the_batch_size_nor_on_the_queries_beside(spoken
     for batch_size in (2, 4, 64):
         policy = load_policy(spoken_llava.folder, _params(), batch_size)
         drawn.append(policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds))
-    said = [[[answer.completion for answer in row] for row in rows] for rows in drawn]
-    assert said[0] == said[1] == said[2]
-    assert any(row[0] != row[1] for row in said[0])  # the samples of one query have streams of their own
+    completions = [[[answer.completion for answer in row] for row in rows] for rows in drawn]
+    assert completions[0] == completions[1] == completions[2]
+    assert any(row[0] != row[1] for row in completions[0])  # the samples of one query have streams of their own
     (last,) = policy.sample_regions(images[-1:], _QUESTIONS[-1:], num_samples=2, seeds=seeds[-1:])
-    assert [answer.completion for answer in last] == said[0][-1]
+    assert [answer.completion for answer in last] == completions[0][-1]
     with pytest.raises(ValueError, match="seeds"):
         policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds[1:])
 

@@ -289,10 +289,10 @@ def test_figures_of_other_inputs_are_not_registered(world: FakeWorld) -> None:
         (meta, lambda: write_json(meta, {"encoder_digest": "x", "documents_sha256": "d"}), "run retrieve again"),
     ]
     with stage_run("register", _params_of(world), spaces.data_dir.parent) as run:
-        for path, change, said in changes:
+        for path, change, message in changes:
             before = path.read_bytes()
             change()
-            with pytest.raises(StageError, match=said) as caught:
+            with pytest.raises(StageError, match=message) as caught:
                 register.run(_params_of(world), spaces, run)
             assert "\n" not in str(caught.value)
             path.write_bytes(before)

@@ -44,15 +44,15 @@ def test_headline_says_what_is_beaten_with_the_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "sentence"),
     [
         (-0.1, 0.1, "No clear difference between the trained policy and the best rule: the interval of the"),
         (-0.2, -0.1, "the full image and re-ranking alone, but fewer answers first than the best rule."),
     ],
 )
-def test_headline_says_that_the_best_rule_is_not_beaten(low: float, high: float, said: str) -> None:
+def test_headline_says_that_the_best_rule_is_not_beaten(low: float, high: float, sentence: str) -> None:
     result, shortfalls = _write_headline(low=low, high=high)
-    assert said in result
+    assert sentence in result
     assert "It is not beaten beyond doubt." in shortfalls
 
 

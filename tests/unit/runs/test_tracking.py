@@ -114,9 +114,9 @@ def test_two_processes_create_the_store_together(root: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(root)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert said == [(b"", b"")] * 2
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs == [(b"", b"")] * 2
 
 
 def test_data_hash_comes_from_the_file_beside_the_folder(root: Path) -> None:

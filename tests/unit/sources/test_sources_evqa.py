@@ -120,7 +120,7 @@ def test_missing_pictures_are_skipped_up_to_the_set_rate(workspace: Workspace):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (None, "val_id2name.json is missing"),
         ({"5": "val/x.jpg"}, "val_id2name.json lacks it"),
@@ -128,7 +128,7 @@ def test_missing_pictures_are_skipped_up_to_the_set_rate(workspace: Workspace):
         ({"2708246": "/etc/x.jpg"}, "gives an unsafe path"),
     ],
 )
-def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, names: object, said: str):
+def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, names: object, message: str):
     path = workspace.data_dir / "images/inaturalist/val_id2name.json"
     path.unlink() if names is None else path.write_text(json.dumps(names))
     params = Params(data=DataParams(source="evqa", max_missing_image_rate=1.0))
@@ -137,7 +137,7 @@ def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, 
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
     assert images["inaturalist"] == {"needed": 1, "found": 0, "missing": 0, "unresolved": 1, "unusable": 0}
     rejects = store.load_rejects(workspace.tables_dir / "rejects.parquet")
-    assert said in next(reject.detail for reject in rejects if reject.reason == "image_missing")
+    assert message in next(reject.detail for reject in rejects if reject.reason == "image_missing")
 
 
 def test_train_pictures_use_the_train_map_and_ids_name_the_split(workspace: Workspace):
@@ -185,7 +185,7 @@ def test_row_numbers_count_records_not_lines(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"wikipedia_url": f"{LUJAN}|{GREY_HERON}"}, "this one has 2"),
         ({"wikipedia_url": ""}, "wikipedia_url must have"),
@@ -200,10 +200,10 @@ def test_row_numbers_count_records_not_lines(tmp_path: Path):
         ({"wikipedia_url_used_in_train": "yes"}, "wikipedia_url_used_in_train 'yes'"),
     ],
 )
-def test_misshapen_row_is_rejected_and_keeps_its_number(tmp_path: Path, changes: dict[str, str], said: str):
+def test_misshapen_row_is_rejected_and_keeps_its_number(tmp_path: Path, changes: dict[str, str], message: str):
     queries, rejects = read_rows(tmp_path, evqa_row(), evqa_row(**changes), evqa_row())
     assert [(reject.source_id, reject.reason) for reject in rejects] == [("test.csv:3", "invalid_row")]
-    assert said in rejects[0].detail
+    assert message in rejects[0].detail
     assert [query.query_id for query in queries] == ["E-VQA_0", "E-VQA_2"]
 
 
@@ -231,7 +231,7 @@ def test_row_with_too_few_cells_is_rejected(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "holds no rows"),
         (",".join(COLUMNS).encode() + b"\n", "a header and no rows"),
@@ -240,10 +240,10 @@ def test_row_with_too_few_cells_is_rejected(tmp_path: Path):
         (format_csv([evqa_row()]).encode() + b'"never closed\n,', r"row 3: is no sound CSV"),
     ],
 )
-def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes, said: str):
+def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "test.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_file(path)
     assert "\n" not in str(caught.value)
 
@@ -266,7 +266,7 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "after 0 entries"),
         (b"[]", "must be one JSON object, is a list"),
@@ -277,9 +277,9 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
         (b"no json", "no whole JSON object"),
     ],
 )
-def test_damaged_knowledge_base_is_one_line(workspace: Workspace, content: bytes, said: str):
+def test_damaged_knowledge_base_is_one_line(workspace: Workspace, content: bytes, message: str):
     (workspace.data_dir / "encyclopedic_kb_wiki.json").write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         prepare.run(Params(data=EVQA), workspace, null_run())
     assert "\n" not in str(caught.value)
     assert not workspace.tables_dir.exists()

@@ -316,16 +316,16 @@ def test_image_placeholder_is_never_spoken(folders: tuple[Path, Path], monkeypat
         return logits
 
     handle = head.register_forward_hook(prefer)
-    said: list[torch.Tensor] = []
+    generated: list[torch.Tensor] = []
     generate = policy.model.generate
 
     def listen(**keywords: Any) -> torch.Tensor:
         sequences: torch.Tensor = generate(**keywords)
-        said.append(sequences[:, keywords["input_ids"].shape[1] :])
+        generated.append(sequences[:, keywords["input_ids"].shape[1] :])
         return sequences
 
     monkeypatch.setattr(policy.model, "generate", listen)
     policy.decide([Image.new("RGB", (40, 30))], ["What?"])
     handle.remove()
-    assert said[0].numel()
-    assert not (said[0] == picture_id).any()
+    assert generated[0].numel()
+    assert not (generated[0] == picture_id).any()

@@ -77,6 +77,8 @@ def test_long_questions_change_neither_answers_nor_draws(policy: Policy, monkeyp
 
     assert [answer.completion for answer in apart] == [answer.completion for answer in together]
     assert [answer.p_region for answer in apart] == pytest.approx([answer.p_region for answer in together], abs=1e-4)
-    said, said_apart = ([[one.completion for one in row] for row in rows] for rows in (drawn, drawn_apart))
-    assert said == said_apart
-    assert any(first != second for first, second in said)
+    completions, completions_apart = (
+        [[one.completion for one in row] for row in rows] for rows in (drawn, drawn_apart)
+    )
+    assert completions == completions_apart
+    assert any(first != second for first, second in completions)
