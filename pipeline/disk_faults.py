@@ -70,7 +70,7 @@ def find_disk_fault(error: BaseException) -> DiskFault | None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the one line for what the user can mend, or None for a fault of ours."""
+    """Return the one line for what the user can fix, or None for a fault of ours."""
     if isinstance(error, RegionR1Error):
         return write_on_one_line(error)
     fault = find_disk_fault(error)

@@ -2,7 +2,7 @@
 
 In this order: leave it when it is right; check it out of the cache; pull it from the default remote; draw the
 demo world again. Different bytes stop the run: accepting them is a person's decision (`dvc add data`).
-Exit codes: 0 done, 2 something the user can mend (one line on stderr), 75 the remote could not be read.
+Exit codes: 0 done, 2 something the user can fix (one line on stderr), 75 the remote could not be read.
 """
 
 from __future__ import annotations

@@ -73,20 +73,20 @@ def _weigh(claim: Mapping[str, Any]) -> str:
     """Return what becomes of a measured difference among all that were looked at; of none there is nothing to say."""
     if claim["agrees"] is None:
         return ""
-    fate = "survives" if claim["survives_holm"] else "does not survive"
-    return f"; {fate} Holm's correction, p {claim['difference']['p_holm']:.2g}"
+    status = "survives" if claim["survives_holm"] else "does not survive"
+    return f"; {status} Holm's correction, p {claim['difference']['p_holm']:.2g}"
 
 
 def describe_collapsed(collapsed: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each arm that began collapsed."""
     sentences = []
     for name, found in collapsed["arms"].items():
-        fate = "recovered" if found["recovered"] else "stayed collapsed: no measured gain over the full image"
+        status = "recovered" if found["recovered"] else "stayed collapsed: no measured gain over the full image"
         if found["recovered"] and not found["survives_holm"]:
-            fate = "recovered, which does not survive Holm's correction"
+            status = "recovered, which does not survive Holm's correction"
         silent = "n/a" if found["zero_signal_share"] is None else f"{found['zero_signal_share']:.3f}"
         sentences.append(
-            f"{name}: {fate}; p(REGION) at the start {found['start_p_region']:.1g}, groups without signal {silent}, "
+            f"{name}: {status}; p(REGION) at the start {found['start_p_region']:.1g}, groups without signal {silent}, "
             f"cropped at the end {found['rc_rate']['mean']:.3f}, CondR@1 against the full image "
             f"{format_difference(found['minus_full_image'])}"
         )

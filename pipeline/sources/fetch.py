@@ -166,7 +166,7 @@ def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> 
 
 
 def _verify(file: PublishedFile, remote: RemoteFile, path: Path) -> str:
-    """Return the file's SHA-256; a download that is wrong is removed, because going on cannot mend it."""
+    """Return the file's SHA-256; a download that is wrong is removed, because going on cannot fix it."""
     num_bytes = path.stat().st_size
     if num_bytes < remote.num_bytes:
         message = f"download broke off at {num_bytes} of {remote.num_bytes} bytes; the same command goes on from there"

@@ -117,7 +117,7 @@ def test_a_cancelled_flow_takes_its_stage_along(monkeypatch: pytest.MonkeyPatch,
     assert server.set_to == ["CANCELLING"]
 
 
-def test_a_server_without_the_deployment_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
+def test_a_server_without_the_deployment_is_the_users_to_fix(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ObjectNotFound(KeyError())
 

@@ -92,11 +92,11 @@ def test_a_broken_dvc_yaml_is_one_line_with_file_and_line(root: Path) -> None:
     assert _say(root, repro.reproduce("prepare", root)).startswith("dvc.yaml, line 2: ")
 
 
-def test_a_stage_that_is_not_there_is_the_users_to_mend(root: Path) -> None:
+def test_a_stage_that_is_not_there_is_the_users_to_fix(root: Path) -> None:
     assert "'nope' not found" in _say(root, repro.reproduce("nope", root))
 
 
-def test_a_full_disk_under_dvc_is_the_users_to_mend(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_under_dvc_is_the_users_to_fix(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device", str(root / "cache"))
 

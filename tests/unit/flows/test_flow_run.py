@@ -121,7 +121,7 @@ def test_an_interrupted_flow_ends_its_mlflow_run_as_killed(flow: Flow) -> None:
     assert flow.read_mlflow_status() == "KILLED"
 
 
-def test_what_is_wrong_before_the_first_stage_is_the_users_to_mend(flow: Flow) -> None:
+def test_what_is_wrong_before_the_first_stage_is_the_users_to_fix(flow: Flow) -> None:
     state = region_r1.region_r1.fn(only="trane")
     assert state.name == "UserError"
     assert (state.message or "").startswith("unknown stage 'trane'; there are prepare, ")
@@ -181,7 +181,7 @@ def test_a_failing_arm_ends_flow_and_mlflow_run_as_failed(arms: Flow) -> None:
     assert arms.read_mlflow_status() == "FAILED"
 
 
-def test_arms_before_the_first_run_are_the_users_to_mend(arms: Flow) -> None:
+def test_arms_before_the_first_run_are_the_users_to_fix(arms: Flow) -> None:
     assert ablation.region_r1_ablation.fn(["stok"]).name == "UserError"
     (arms.root / "artifacts" / "sft").rmdir()
     state = ablation.region_r1_ablation.fn(["stock"])
