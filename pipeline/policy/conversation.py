@@ -47,8 +47,8 @@ class Conversation:
         line break after it: forced rows must begin with the tokens that SFT has taught.
         """
         message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        spoken = self._render([*self.build_messages("?"), message]).removeprefix(self.write_prompt("?"))
-        lead = spoken[: spoken.index(answer)]
+        rendered = self._render([*self.build_messages("?"), message]).removeprefix(self.write_prompt("?"))
+        lead = rendered[: rendered.index(answer)]
         tokenizer = self._processor.tokenizer
         ids: list[int] = tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
         lengths = range(1, len(ids) + 1)

@@ -58,7 +58,7 @@ class FirstTokenProbability(LogitsProcessor):  # type: ignore[misc]
         num_prompt_tokens: length of the padded prompts.
 
     Attributes:
-        p_B: the probabilities after `generate`, among the tokens that may be spoken.
+        p_B: the probabilities after `generate`, among the tokens that may be generated.
     """
 
     def __init__(self, token_id: int, num_prompt_tokens: int) -> None:

@@ -227,6 +227,6 @@ def test_a_file_that_is_read_is_not_said_to_be_written(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), store.replace_dir(tmp_path / "x"):
         raise refused
     assert explain(refused) == "data/x.jpg: Permission denied"
-    told = DataError("cannot be read: Permission denied", path="data/x.jpg")
-    assert find_disk_fault(told) is None
-    assert explain(told) == "data/x.jpg: cannot be read: Permission denied"
+    error = DataError("cannot be read: Permission denied", path="data/x.jpg")
+    assert find_disk_fault(error) is None
+    assert explain(error) == "data/x.jpg: cannot be read: Permission denied"

@@ -150,10 +150,10 @@ def test_the_limits_of_a_run_come_from_the_parameters(root: Path) -> None:
 
 
 def test_the_stage_of_a_pool_runs_with_the_limits_that_it_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[StageContext] = []
-    monkeypatch.setattr(region_r1, "repro", lambda stage, context: told.append(context) or Completed(message=stage))
+    seen: list[StageContext] = []
+    monkeypatch.setattr(region_r1, "repro", lambda stage, context: seen.append(context) or Completed(message=stage))
     assert region_r1.region_r1_stage.fn("train", "id", 3.0, 7.0).message == "train"
-    assert told == [StageContext(root=root, parent_run_id="id", timeout_s=3.0, busy_timeout_s=7.0)]
+    assert seen == [StageContext(root=root, parent_run_id="id", timeout_s=3.0, busy_timeout_s=7.0)]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from pipeline.training import grpo
 from pipeline.training.grpo import GroupPlan, PolicyReward, RGRPOTrainer, train_rgrpo
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava as SpokenLlava
 from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
