@@ -99,11 +99,11 @@ def _build_row(row: Row, table: ArmTable, arms: Mapping[str, ArmResult], compari
         "minus_reference": {metric: comparisons.difference(row.arm, table.reference, metric) for metric in METRICS}
         if has_other
         else None,
-        "claim": _judge(row, table, comparisons) if row.above in arms else None,
+        "claim": _build_claim(row, table, comparisons) if row.above in arms else None,
     }
 
 
-def _judge(row: Row, table: ArmTable, comparisons: Comparisons) -> Tree:
+def _build_claim(row: Row, table: ArmTable, comparisons: Comparisons) -> Tree:
     assert row.above is not None  # the caller asked
     difference = comparisons.difference(row.arm, row.above, table.metric)
     below = next(other.title for other in table.rows if other.arm == row.above)

@@ -72,7 +72,7 @@ class Candidate:
         return [row for row in self.results if row.method == method]
 
 
-def judge(candidate: Candidate, bar: str, bar_rows: Sequence[QueryResult] | None, params: Params) -> Gate:
+def compare_on_val(candidate: Candidate, bar: str, bar_rows: Sequence[QueryResult] | None, params: Params) -> Gate:
     """Compare a new policy on val with what it must beat.
 
     Args:

@@ -130,7 +130,7 @@ def spread(num: int) -> list[int]:
 
 def build_panels(
     cards: Sequence[Card],
-    judged: Set[tuple[str, str]],
+    relevant: Set[tuple[str, str]],
     documents: Mapping[str, Document],
     data_dir: Path,
     *,
@@ -140,7 +140,7 @@ def build_panels(
 
     Args:
         cards: the queries to show.
-        judged: (query id, id of a document that answers it), in its pool or not.
+        relevant: (query id, id of a document that answers it), in its pool or not.
         documents: document id -> document.
         data_dir: where the pictures lie.
         max_pixels: a picture above it is refused.
@@ -165,7 +165,7 @@ def build_panels(
             Candidate(
                 rank=rank,
                 title=document.title,
-                is_relevant=(row.query_id, document.doc_id) in judged,
+                is_relevant=(row.query_id, document.doc_id) in relevant,
                 picture=show_document(document),
             )
             for rank, document in shown

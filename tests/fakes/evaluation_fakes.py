@@ -28,7 +28,7 @@ from pipeline.files.store import (
 from pipeline.reranking import scorer as scorer_module
 from pipeline.retrieval.encoder import F32
 from pipeline.retrieval.index import DocumentVectors
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.views import PixelBox, ViewKey
 from pipeline.runs.tracking import null_run
 from pipeline.stages import answer as answer_stage

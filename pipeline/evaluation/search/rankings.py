@@ -24,7 +24,7 @@ from pipeline.reranking.fusion import fuse_ranks, fuse_scores
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval.encoder import F32, name_encoder
 from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.views import ViewEncoder, ViewKey
 from pipeline.types import Crop, Decision, Malformed, Pool, Query, QueryResult

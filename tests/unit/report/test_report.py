@@ -201,8 +201,8 @@ def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch
     picked = [*pick_cards(cards, num_each=2), *won_back]
     tables = world.workspace.tables_dir
     documents = {d.doc_id: d for d in load_documents(tables / "documents.parquet")}
-    judged = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
-    panels = build_panels(picked, judged, documents, world.workspace.data_dir, max_pixels=10_000)
+    relevant = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
+    panels = build_panels(picked, relevant, documents, world.workspace.data_dir, max_pixels=10_000)
     assert all(panel.picture.startswith("data:image/jpeg;base64,") for panel in panels)
     report = read_json(world.workspace.evaluation_dir / "report.json")
     inputs = ReportInputs(
