@@ -64,7 +64,7 @@ WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class FakeView:
+class FakeRanking:
     outcome: Outcome
     scores_K: Any
 
@@ -84,14 +84,14 @@ class FakeScorer:
         self._queries = {query.query_id: query for query in queries}
         self._pools = {pool.query_id: pool for pool in pools}
 
-    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeView]:
+    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeRanking]:
         return [self._score(query_id, box) for query_id, box in views]
 
-    def _score(self, query_id: str, box: Box | None) -> FakeView:
+    def _score(self, query_id: str, box: Box | None) -> FakeRanking:
         pool, target = self._pools[query_id], self._queries[query_id].target_box
         gain = 0.0 if target is None or box is None else compute_iou(box, target) - 0.2
         scores = np.array(pool.scores) + self._strength * gain * np.array(pool.relevance)
-        return FakeView(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
+        return FakeRanking(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
 
 
 _OUTSIDE = 0.15

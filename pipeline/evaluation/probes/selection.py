@@ -20,7 +20,7 @@ from pipeline.core.statistics.significance import Interval
 from pipeline.evaluation.answers.reading import Samples
 from pipeline.evaluation.figures import Bootstrap, Difference
 from pipeline.evaluation.measures import compare_methods, measure_method, rank_choices
-from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
+from pipeline.evaluation.methods import Choice, PoolRanking, QuerySet, Scorer
 from pipeline.types import Answer, Box, Crop, Query
 
 SAMPLING_TEMPERATURE: Final = 1.0
@@ -70,8 +70,8 @@ def pick_widest_gaps(boxes: Mapping[str, Sequence[Box]], scorer: Scorer) -> dict
     """Return each query's box of widest gap; of equals the first. A query without boxes is left out."""
     views = [(query_id, box) for query_id, row in boxes.items() for box in row]
     best: dict[str, tuple[float, Box]] = {}
-    for (query_id, box), view in zip(views, scorer.score_views(views), strict=True):
-        gap = compute_gap(view)
+    for (query_id, box), ranking in zip(views, scorer.score_views(views), strict=True):
+        gap = compute_gap(ranking)
         if query_id not in best or gap > best[query_id][0]:
             best[query_id] = (gap, box)
     return {query_id: box for query_id, (_, box) in best.items()}
@@ -89,9 +89,9 @@ def pick_median_boxes(boxes: Mapping[str, Sequence[Box]]) -> dict[str, Box]:
     }
 
 
-def compute_gap(view: View) -> float:
+def compute_gap(ranking: PoolRanking) -> float:
     """Return the best minus the second best candidate score; a pool has at least two candidates."""
-    second, best = np.partition(view.scores_K, -2)[-2:]
+    second, best = np.partition(ranking.scores_K, -2)[-2:]
     return float(best - second)
 
 
