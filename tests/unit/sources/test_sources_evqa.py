@@ -15,7 +15,7 @@ from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
 from pipeline.files import store
 from pipeline.runs.tracking import null_run
-from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
+from pipeline.sources import RawDocument, RawQuery, open_source
 from pipeline.sources.formats.evqa import COLUMNS
 from pipeline.sources.formats.knowledge_base import join_sections
 from pipeline.sources.formats.pictures import PictureFinder
@@ -52,17 +52,17 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def read_file(path: Path, params: DataParams = EVQA) -> tuple[list[QueryCandidate], list[Reject]]:
+def read_file(path: Path, params: DataParams = EVQA) -> tuple[list[RawQuery], list[Reject]]:
     """Read an annotation file alone; pictures stay unresolved."""
     rows = list(open_source(params, path).read_queries())
-    return [row for row in rows if isinstance(row, QueryCandidate)], [row for row in rows if isinstance(row, Reject)]
+    return [row for row in rows if isinstance(row, RawQuery)], [row for row in rows if isinstance(row, Reject)]
 
 
-def read_rows(folder: Path, *rows: dict[str, str]) -> tuple[list[QueryCandidate], list[Reject]]:
+def read_rows(folder: Path, *rows: dict[str, str]) -> tuple[list[RawQuery], list[Reject]]:
     return read_file(write_csv(folder / "test.csv", rows))
 
 
-def read_documents(data_dir: Path, params: DataParams = EVQA) -> list[DocumentCandidate | Reject]:
+def read_documents(data_dir: Path, params: DataParams = EVQA) -> list[RawDocument | Reject]:
     return list(open_source(params, data_dir).read_documents())
 
 
@@ -163,7 +163,7 @@ def test_a_training_query_gives_way_to_a_test_query_with_its_picture(workspace: 
 def test_annotation_mapping_decides_the_split(workspace: Workspace):
     (workspace.data_dir / "test.csv").rename(workspace.data_dir / "mine.csv")
     params = DataParams(source="evqa", annotations={"val": "mine.csv"})
-    queries = [row for row in open_source(params, workspace.data_dir).read_queries() if isinstance(row, QueryCandidate)]
+    queries = [row for row in open_source(params, workspace.data_dir).read_queries() if isinstance(row, RawQuery)]
     assert [query.query_id for query in queries] == ["E-VQA_val_0", "E-VQA_val_1"]
     assert {query.split for query in queries} == {"val"}
 
@@ -262,7 +262,7 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
     (workspace.data_dir / "encyclopedic_kb_wiki.json").write_text(json.dumps(bad))
     rows = read_documents(workspace.data_dir)
     assert [row.source_id.rpartition(":")[2] for row in rows if isinstance(row, Reject)] == ["1", "2", "3", "4"]
-    assert [row.doc_id for row in rows if isinstance(row, DocumentCandidate)] == [URL + "Fine"]
+    assert [row.doc_id for row in rows if isinstance(row, RawDocument)] == [URL + "Fine"]
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_knowledge_base_is_read_out_of_its_zip(workspace: Workspace):
     packed = plain.with_suffix(".zip")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(plain, plain.name)
-    expected = [row.doc_id for row in read_documents(workspace.data_dir) if isinstance(row, DocumentCandidate)]
+    expected = [row.doc_id for row in read_documents(workspace.data_dir) if isinstance(row, RawDocument)]
     plain.unlink()
     rows = read_documents(workspace.data_dir)
-    assert [row.doc_id for row in rows if isinstance(row, DocumentCandidate)] == expected
+    assert [row.doc_id for row in rows if isinstance(row, RawDocument)] == expected
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(DataError, match="damaged or cut short"):
         read_documents(workspace.data_dir)
@@ -302,7 +302,7 @@ def test_knowledge_base_is_read_out_of_its_zip(workspace: Workspace):
 def test_text_is_cut_at_the_set_length(workspace: Workspace):
     params = DataParams(source="evqa", max_text_chars=13)
     (first, *_) = read_documents(workspace.data_dir, params)
-    assert isinstance(first, DocumentCandidate)
+    assert isinstance(first, RawDocument)
     assert first.text == "A basilica.\nB"
 
 
