@@ -169,8 +169,8 @@ def compose_data(
     params_path: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Set the prepared queries' photos side by side, two a picture, and ask about the left or the right one."""
+    from pipeline.sources.composites.composition import ComposeSettings
     from pipeline.sources.composites.dataset import compose_dataset
-    from pipeline.sources.composites.plan import ComposeSettings
 
     settings = ComposeSettings(seed=seed, height_px=height, keep_singles=singles, published=published)
     composition = compose_dataset(load_params(params_path).data, Workspace.at(Path.cwd()), out, settings)

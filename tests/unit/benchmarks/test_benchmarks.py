@@ -18,7 +18,7 @@ from benchmarks.rewards.completions import give_to, resize_groups, take_queries,
 from benchmarks.rewards.floor import embed_crops, list_distinct_crops
 from benchmarks.rewards.reward import DisagreementError, check_agreement, score_naively, score_ours
 from benchmarks.rewards.setting import Completions, Setting, load_setting
-from benchmarks.run import Plan, run_bench
+from benchmarks.run import Workload, run_bench
 from benchmarks.table import is_met, print_report
 from benchmarks.timing import compute_spread, do_in_turn
 from pipeline.config import Params, PolicyParams, load_params
@@ -142,7 +142,7 @@ def test_a_goal_is_met_from_its_own_side() -> None:
 
 @pytest.mark.smoke
 def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
-    report = run_bench(_small_params(), _small_plan(), tmp_path)
+    report = run_bench(_small_params(), _small_workload(), tmp_path)
     json.dumps(report)
     assert report["reward"]["speedup_over_naive"] == report["reward"]["speedup"]["median"]
     assert report["reward"]["over_floor"] == report["reward"]["floor_ratio"]["median"]
@@ -181,8 +181,8 @@ def _small_params() -> Params:
     )
 
 
-def _small_plan() -> Plan:
-    return Plan(
+def _small_workload() -> Workload:
+    return Workload(
         num_entities=16,
         num_train=24,
         num_queries=2,
