@@ -32,7 +32,7 @@ class RawDocument:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawQuery:
-    """A raw query with its relevance judgements; `target_box` is as written, not yet a Box."""
+    """A raw query with the ids of its relevant documents; `target_box` is as written, not yet a Box."""
 
     source_id: str
     query_id: str
