@@ -36,12 +36,12 @@ def measure(params_path: Path, out_dir: Path) -> None:
     from rich.console import Console
 
     from benchmarks.plot import save_plot
-    from benchmarks.run import Plan, run_bench
+    from benchmarks.run import Workload, run_bench
     from benchmarks.table import print_report
     from pipeline.files.store import write_json
 
     with tempfile.TemporaryDirectory(prefix="region-r1-bench-") as scratch:
-        report = run_bench(params, Plan(), Path(scratch))
+        report = run_bench(params, Workload(), Path(scratch))
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "bench.json", report)
     save_plot(report, out_dir / "bench.svg")

@@ -33,7 +33,7 @@ GOALS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class Workload:
     """How much is measured; the defaults are `make bench`.
 
     Attributes:
@@ -69,59 +69,61 @@ class Plan:
     ways: tuple[Way, ...] = ("ours", "naive", "floor", "ours_step", "stock_step")
 
 
-def run_bench(params: Params, plan: Plan, scratch_dir: Path) -> dict[str, Any]:
+def run_bench(params: Params, workload: Workload, scratch_dir: Path) -> dict[str, Any]:
     """Measure everything and return what bench.json holds.
 
     Args:
         params: method, models and sizes; the data sections are set here.
-        plan: how much is measured.
+        workload: how much is measured.
         scratch_dir: an empty folder.
 
     Raises:
-        RegionR1Error: the world is too small for the plan, or a model cannot be loaded.
+        RegionR1Error: the world is too small for the workload, or a model cannot be loaded.
         DisagreementError: the naive way and ours give different rewards.
     """
-    params = _fit_params(params, plan)
+    params = _fit_params(params, workload)
     world = Workspace.at(scratch_dir / "world")
     draw_world(world, params)
     widest = params.model_copy(
-        update={"retrieve": params.retrieve.model_copy(update={"pool_size": max(plan.sizes.pool_sizes)})}
+        update={"retrieve": params.retrieve.model_copy(update={"pool_size": max(workload.sizes.pool_sizes)})}
     )
     run_stages(world, widest)
     whole = load_setting(world, params)
     setting = whole.cut_pools(params.retrieve.pool_size)
     policy = load_policy(params.policy.path, params.policy)
-    query_ids = whole.cut_pools(min(plan.sizes.pool_sizes)).choose_queries(plan.num_queries)
+    query_ids = whole.cut_pools(min(workload.sizes.pool_sizes)).choose_queries(workload.num_queries)
     logger.info("bench: completions of %d queries are sampled", len(query_ids))
-    largest = max(plan.sizes.group_sizes)
+    largest = max(workload.sizes.group_sizes)
     sampled = sample_completions(setting, policy, query_ids, largest, params.seed)
     completions = take_rows(sampled, largest, params.train.group_size)
 
     reward = measure_reward(
-        setting, policy, completions, queries_per_turn=plan.queries_per_turn, num_turns=plan.num_turns
+        setting, policy, completions, queries_per_turn=workload.queries_per_turn, num_turns=workload.num_turns
     )
     searches = [
         measure_search_reward(
-            one, policy, completions, queries_per_step=params.train.queries_per_step, num_turns=plan.num_turns
+            one, policy, completions, queries_per_step=params.train.queries_per_step, num_turns=workload.num_turns
         )
-        for one in (setting, *(setting.pad_index(size) for size in plan.index_sizes))
+        for one in (setting, *(setting.pad_index(size) for size in workload.index_sizes))
     ]
-    logger.info("bench: training steps, %d times ours and stock in turn", plan.num_blocks)
-    step = measure_train_step(setting, params.train, num_blocks=plan.num_blocks, steps_per_block=plan.steps_per_block)
+    logger.info("bench: training steps, %d times ours and stock in turn", workload.num_blocks)
+    step = measure_train_step(
+        setting, params.train, num_blocks=workload.num_blocks, steps_per_block=workload.steps_per_block
+    )
     logger.info("bench: worlds of other picture sizes are made")
-    settings = list(list_settings(world, whole, sampled, params.train.group_size, plan.sizes, scratch_dir))
-    points = measure_reward_growth(settings, policy, plan.growth_turns)
+    settings = list(list_settings(world, whole, sampled, params.train.group_size, workload.sizes, scratch_dir))
+    points = measure_reward_growth(settings, policy, workload.growth_turns)
     logger.info("bench: training steps by group size")
     points += measure_step_growth(
-        setting, plan.sizes.group_sizes, num_blocks=plan.growth_blocks, steps_per_block=plan.steps_per_block
+        setting, workload.sizes.group_sizes, num_blocks=workload.growth_blocks, steps_per_block=workload.steps_per_block
     )
-    memory = measure_memory(plan.ways, world, params, completions)
-    return compose_report(params, plan, reward, searches, step, points, memory)
+    memory = measure_memory(workload.ways, world, params, completions)
+    return compose_report(params, workload, reward, searches, step, points, memory)
 
 
 def compose_report(
     params: Params,
-    plan: Plan,
+    workload: Workload,
     reward: RewardFigures,
     searches: Sequence[SearchFigures],
     step: TrainFigures,
@@ -134,7 +136,7 @@ def compose_report(
         "setting": {
             "pool_size": params.retrieve.pool_size,
             "group_size": params.train.group_size,
-            "num_queries": plan.num_queries,
+            "num_queries": workload.num_queries,
             "queries_per_step": params.train.queries_per_step,
         },
         "machine": {
@@ -158,7 +160,7 @@ def compose_report(
     }
 
 
-def _fit_params(params: Params, plan: Plan) -> Params:
-    demo = params.demo.model_copy(update={"num_entities": plan.num_entities, "num_train": plan.num_train})
+def _fit_params(params: Params, workload: Workload) -> Params:
+    demo = params.demo.model_copy(update={"num_entities": workload.num_entities, "num_train": workload.num_train})
     data = params.data.model_copy(update={"source": "jsonl"})
     return params.model_copy(update={"demo": demo, "data": data})

@@ -20,7 +20,7 @@ _CODES = {0, 1, 2}  # of a flow that ended by itself
 
 
 def main(only: str | None = None, root: Path | None = None) -> int:
-    """Run the flow and return its exit code: 0 done, 2 the user's to mend, 130 interrupted, 1 anything else.
+    """Run the flow and return its exit code: 0 done, 2 the user's to fix, 130 interrupted, 1 anything else.
 
     Args:
         only: one stage instead of all.

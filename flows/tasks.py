@@ -78,7 +78,7 @@ def repro(stage: str, context: StageContext) -> State[Any]:
 
 
 def report_end(state: State[Any]) -> int:
-    """Return the exit code of a flow run that ended so: 0 done, 2 the user's to mend, 1 anything else; say why."""
+    """Return the exit code of a flow run that ended so: 0 done, 2 the user's to fix, 1 anything else; say why."""
     if state.is_completed():
         return 0
     sys.stderr.write(f"error: {state.message}\n")

@@ -1,6 +1,6 @@
 """`python -m pipeline STAGE`: run one stage in the current folder, as dvc.yaml does.
 
-Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 143 terminated. A
+Exit codes: 0 done, 2 something the user can fix (one line on stderr), 130 interrupted, 143 terminated. A
 fault of ours keeps its traceback and exits 1.
 """
 

@@ -1,6 +1,6 @@
 """`region-r1 ...`: the project for people; it starts the flow and shows results.
 
-Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted. Heavy libraries are
+Exit codes: 0 done, 2 something the user can fix (one line on stderr), 130 interrupted. Heavy libraries are
 imported by the command that needs them, so that `--help` answers at once.
 """
 
@@ -30,7 +30,7 @@ GrocerySeed = Annotated[int, typer.Option(help="seed of the deal of photos; the 
 
 
 class _Commands(typer.core.TyperGroup):
-    """Turns what the user can mend into one line and exit code 2."""
+    """Turns what the user can fix into one line and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
@@ -169,8 +169,8 @@ def compose_data(
     params_path: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Set the prepared queries' photos side by side, two a picture, and ask about the left or the right one."""
+    from pipeline.sources.composites.composition import ComposeSettings
     from pipeline.sources.composites.dataset import compose_dataset
-    from pipeline.sources.composites.plan import ComposeSettings
 
     settings = ComposeSettings(seed=seed, height_px=height, keep_singles=singles, published=published)
     composition = compose_dataset(load_params(params_path).data, Workspace.at(Path.cwd()), out, settings)

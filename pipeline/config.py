@@ -492,6 +492,6 @@ def _describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        said = "unknown parameter" if problem["type"] == "extra_forbidden" else problem["msg"]
-        problems.append(f"{name}: {said}" if name else said)
+        message = "unknown parameter" if problem["type"] == "extra_forbidden" else problem["msg"]
+        problems.append(f"{name}: {message}" if name else message)
     return "; ".join(problems)

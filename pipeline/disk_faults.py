@@ -17,15 +17,15 @@ from typing import Final
 from pipeline.errors import RegionR1Error, WriteError, write_on_one_line
 
 # No room, no right, no more handles, a broken disk: of these the words alone are proof, whoever repeats them.
-_TOLD_BY_WORDS: Final = (
+_KNOWN_BY_WORDS: Final = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO,
 )  # fmt: skip
 _USERS: Final = frozenset({
-    *_TOLD_BY_WORDS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE,
+    *_KNOWN_BY_WORDS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE,
     errno.EBUSY, errno.EXDEV,
 })  # fmt: skip
 _WORDS: Final = {
-    **{os.strerror(number): os.strerror(number) for number in _TOLD_BY_WORDS},
+    **{os.strerror(number): os.strerror(number) for number in _KNOWN_BY_WORDS},
     # SQLite
     "database or disk is full": os.strerror(errno.ENOSPC),
     "attempt to write a readonly database": os.strerror(errno.EROFS),
@@ -65,12 +65,12 @@ def find_disk_fault(error: BaseException) -> DiskFault | None:
     caused = [fault for cause in _follow(error, contexts=False) if (fault := _read(cause)) is not None]
     if not caused:
         return None
-    told = [*caused, *(fault for cause in _follow(error, contexts=True) if (fault := _read(cause)) is not None)]
-    return next((fault for fault in told if fault.path), caused[0])
+    faults = [*caused, *(fault for cause in _follow(error, contexts=True) if (fault := _read(cause)) is not None)]
+    return next((fault for fault in faults if fault.path), caused[0])
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the one line for what the user can mend, or None for a fault of ours."""
+    """Return the one line for what the user can fix, or None for a fault of ours."""
     if isinstance(error, RegionR1Error):
         return write_on_one_line(error)
     fault = find_disk_fault(error)
@@ -101,7 +101,7 @@ def _read(error: BaseException) -> DiskFault | None:
     return None if reason is None else DiskFault(None, reason)
 
 
-def _find_words(said: str) -> str | None:
-    if _CUT_SHORT.search(said):
+def _find_words(text: str) -> str | None:
+    if _CUT_SHORT.search(text):
         return "only a part could be written; is the disk full?"
-    return next((reason for words, reason in _WORDS.items() if words in said), None)
+    return next((reason for words, reason in _WORDS.items() if words in text), None)

@@ -8,7 +8,7 @@ RegionR1Error
 ├── StageError     a stage cannot do its work: an input stage has not run, nothing is left to train on
 └── BusyError      another run works in the checkout
 
-Every one of them is the user's to mend: the command line prints the message as one line on stderr and exits
+Every one of them is the user's to fix: the command line prints the message as one line on stderr and exits
 with code 2. Anything else is a fault of ours and keeps its traceback.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 class RegionR1Error(Exception):
-    """Base of all errors that a user can mend; its text is one line."""
+    """Base of all errors that a user can fix; its text is one line."""
 
 
 class ConfigError(RegionR1Error):

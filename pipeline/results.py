@@ -73,8 +73,8 @@ def _print_search(report: Mapping[str, Any], console: Console) -> None:
     ]
     for pair, values in report["paired_search"].items():
         a, b = figures.name_search_pair(pair, choices)
-        said = {name: figures.format_difference(values[name], "share") for name in ("recall_at_1", "recall_at_20")}
-        lines.append(f"searching again, {a} against {b}, R@1: {said['recall_at_1']}; R@20: {said['recall_at_20']}")
+        texts = {name: figures.format_difference(values[name], "share") for name in ("recall_at_1", "recall_at_20")}
+        lines.append(f"searching again, {a} against {b}, R@1: {texts['recall_at_1']}; R@20: {texts['recall_at_20']}")
     _print_lines(lines, console)
 
 
@@ -110,10 +110,10 @@ def _build_search_table(report: Mapping[str, Any], title: str, metrics: Sequence
 
 
 def _start_table(title: str, report: Mapping[str, Any], *, padding: int) -> Table:
-    sure = f"{100 * report['confidence']:g} %"
+    confidence = f"{100 * report['confidence']:g} %"
     table = Table(
         title=title,
-        caption=f"in brackets: {sure} bootstrap interval",
+        caption=f"in brackets: {confidence} bootstrap interval",
         title_justify="left",
         box=None,
         padding=(0, padding, 0, 0),

@@ -31,8 +31,8 @@ def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_llava(tmp_path_factory.mktemp("tiny_llava"))
 
 
-class SpokenLlava:
-    """A tiny LLaVA that has learned eight answers by heart, and what was said while it learned."""
+class TaughtLlava:
+    """A tiny LLaVA that has learned eight answers by heart, and what was logged while it learned."""
 
     def __init__(self, base_dir: Path, folder: Path) -> None:
         self.folder = folder
@@ -61,6 +61,6 @@ class SpokenLlava:
 
 
 @pytest.fixture(scope="session")
-def spoken_llava(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SpokenLlava:
+def spoken_llava(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TaughtLlava:
     """A tiny LLaVA after a few steps of SFT: it speaks both forms of the answer."""
-    return SpokenLlava(tiny_llava_dir, tmp_path_factory.mktemp("spoken_llava"))
+    return TaughtLlava(tiny_llava_dir, tmp_path_factory.mktemp("spoken_llava"))

@@ -24,21 +24,21 @@ def scripted(policy: Policy, say: Callable[[int], str | list[int]]) -> Iterator[
     """
     generate = policy.model.generate
     (filler_id,) = encode(policy, FILLER)
-    spoken: list[torch.Tensor] = []
+    generated: list[torch.Tensor] = []
 
     def generate_scripted(**keywords: Any) -> Any:
         num_prompt_tokens = keywords["input_ids"].shape[1]
-        said = [say(row) for row in range(len(keywords["input_ids"]))]
-        rows = [encode(policy, words) if isinstance(words, str) else words for words in said]
+        texts = [say(row) for row in range(len(keywords["input_ids"]))]
+        rows = [encode(policy, words) if isinstance(words, str) else words for words in texts]
         script = Script(num_prompt_tokens, rows, filler_id)
         keywords["logits_processor"] = LogitsProcessorList([*keywords.get("logits_processor", ()), script])
         sequences = generate(**keywords)
-        spoken.append(sequences[:, num_prompt_tokens:])
+        generated.append(sequences[:, num_prompt_tokens:])
         return sequences
 
     policy.model.generate = generate_scripted
     try:
-        yield spoken
+        yield generated
     finally:
         del policy.model.generate
 

@@ -47,7 +47,7 @@ _TEXT: Final = {
 _TILE_PX: Final = 28
 
 
-def _build_tokenizer(special: tuple[str, ...], end: str, spoken: tuple[str, ...]) -> PreTrainedTokenizerFast:
+def _build_tokenizer(special: tuple[str, ...], end: str, texts: tuple[str, ...]) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # As large vocabularies do, a space joins the sign after it.
     joined = [("\u0120", "<"), ("\u0120", "N")]
@@ -60,7 +60,7 @@ def _build_tokenizer(special: tuple[str, ...], end: str, spoken: tuple[str, ...]
         tokenizer_object=tokenizer, eos_token=end, pad_token=special[0], padding_side="left", model_max_length=1024
     )
     fast.add_special_tokens({"additional_special_tokens": [token for token in special[1:] if token != end]})
-    fast.add_tokens([AddedToken(text, special=False, normalized=False) for text in spoken])
+    fast.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
     return fast
 
 

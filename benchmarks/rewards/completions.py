@@ -87,9 +87,9 @@ def _sample_row(
             policy.params.max_new_tokens, setting.params.train.temperature, policy.tokens
         ).build_config(),
     )
-    spoken = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    generated = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     queries = [setting.queries[query_id] for query_id in query_ids]
     return [
         parse_completion(opening + text, policy.get_frame(query.width_px, query.height_px))
-        for text, query in zip(spoken, queries, strict=True)
+        for text, query in zip(generated, queries, strict=True)
     ]

@@ -134,7 +134,7 @@ def draw_world(workspace: Workspace, params: Params) -> None:
     """
     demo = params.demo
     world = build_world(demo.seed, demo.num_entities, demo.num_train, 0, 1, demo.close_up_share)
-    documents = tuple(replace(plan, gallery=plan.gallery[:1]) for plan in world.documents)
+    documents = tuple(replace(spec, gallery=spec.gallery[:1]) for spec in world.documents)
     workspace.data_dir.parent.mkdir(parents=True, exist_ok=True)
     materialise(replace(world, documents=documents), workspace.data_dir)
 

@@ -1,4 +1,4 @@
-"""A whole demo world as a light plan: entities, documents and queries, without pixels or files.
+"""A whole demo world as a light description: entities, documents and queries, without pixels or files.
 
 Half of the val and test queries ask about entities that no train query asks about ("unseen"); val and test
 have different unseen entities. Held-out entities may still stand beside a train query's target.
@@ -32,14 +32,14 @@ from demo.drawing.scenes import (
 )
 
 __all__ = [
-    "DocumentPlan",
+    "DocumentSpec",
     "Entity",
-    "GalleryPlan",
-    "QueryPlan",
+    "GallerySpec",
+    "QuerySpec",
     "World",
     "build_entities",
     "build_world",
-    "draw_gallery_plan",
+    "draw_gallery_picture",
     "draw_query",
     "list_population",
     "list_references",
@@ -55,7 +55,7 @@ _CLUTTER_KINDS: Final[tuple[ReferenceKind, ...]] = ("place", "colour", "size")
 
 
 @dataclass(frozen=True, slots=True)
-class GalleryPlan:
+class GallerySpec:
     """One picture of a document, drawn from its own seed."""
 
     entity: Entity
@@ -65,15 +65,15 @@ class GalleryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentPlan:
+class DocumentSpec:
     """An encyclopedia entry: the entity and at least two pictures of it."""
 
     entity: Entity
-    gallery: tuple[GalleryPlan, ...]
+    gallery: tuple[GallerySpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class QueryPlan:
+class QuerySpec:
     """A question about a picture; `entities[0]` at `placements[0]` is the target, `seed` the ground."""
 
     query_id: str
@@ -109,8 +109,8 @@ class World:
 
     seed: int
     entities: tuple[Entity, ...]
-    documents: tuple[DocumentPlan, ...]
-    queries: tuple[QueryPlan, ...]
+    documents: tuple[DocumentSpec, ...]
+    queries: tuple[QuerySpec, ...]
 
 
 def build_world(
@@ -153,28 +153,28 @@ def build_world(
     for split, unseen, count in held_out:
         targets += [(split, entity, True) for entity in _repeat(seen, count - count // 2, rng)]
         targets += [(split, entity, False) for entity in _repeat(unseen, count // 2, rng)]
-    queries: list[QueryPlan] = []
+    queries: list[QuerySpec] = []
     for number, (split, target, is_seen) in enumerate(targets):
         query_rng = np.random.default_rng((seed, 3, number))
         queries.append(_plan_query(f"q{number + 1:05d}", split, target, is_seen, entities, query_rng, close_up_share))
     return World(seed, entities, tuple(_plan_document(seed, entity) for entity in entities), tuple(queries))
 
 
-def draw_query(plan: QueryPlan) -> Scene[Entity]:
+def draw_query(spec: QuerySpec) -> Scene[Entity]:
     """Draws a query's picture; its first thing is the target."""
-    return draw_placements(plan.entities, plan.placements, np.random.default_rng(plan.seed), plan.size_px)
+    return draw_placements(spec.entities, spec.placements, np.random.default_rng(spec.seed), spec.size_px)
 
 
-def draw_gallery_plan(plan: GalleryPlan) -> Scene[Entity]:
+def draw_gallery_picture(spec: GallerySpec) -> Scene[Entity]:
     """Draws one picture of a document."""
-    return draw_gallery(plan.entity, np.random.default_rng(plan.seed), plan.size_px)
+    return draw_gallery(spec.entity, np.random.default_rng(spec.seed), spec.size_px)
 
 
-def _plan_document(seed: int, entity: Entity) -> DocumentPlan:
+def _plan_document(seed: int, entity: Entity) -> DocumentSpec:
     rng = np.random.default_rng((seed, 4, int(entity.entity_id[1:])))
     num_pictures = 2 + int(rng.integers(2))
-    return DocumentPlan(
-        entity, tuple(GalleryPlan(entity, index, int(rng.integers(2**31))) for index in range(num_pictures))
+    return DocumentSpec(
+        entity, tuple(GallerySpec(entity, index, int(rng.integers(2**31))) for index in range(num_pictures))
     )
 
 
@@ -186,7 +186,7 @@ def _plan_query(
     entities: tuple[Entity, ...],
     rng: np.random.Generator,
     close_up_share: float,
-) -> QueryPlan:
+) -> QuerySpec:
     size_px = (_QUERY_SIDES_PX[int(rng.integers(2))], _QUERY_SIDES_PX[int(rng.integers(2))])
     if float(rng.random()) < close_up_share:
         wanted: ReferenceKind = "colour" if float(rng.random()) < _COLOUR_SHARE_CLOSE_UP else "single"
@@ -199,7 +199,7 @@ def _plan_query(
     _, reference, phrase = options[int(rng.integers(len(options)))]
     question = phrase_question(phrase, rng)
     seed = int(rng.integers(2**31))
-    return QueryPlan(query_id, split, question, cast, places, size_px, seed, reference, phrase, is_seen)
+    return QuerySpec(query_id, split, question, cast, places, size_px, seed, reference, phrase, is_seen)
 
 
 def _plan_clutter(

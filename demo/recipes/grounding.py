@@ -247,8 +247,8 @@ def measure_grounding(
         pixel_values = normalise(lessons.pixels_N[start : start + 64])
         output = model.generate(**encoded, pixel_values=pixel_values, max_new_tokens=8, do_sample=False)
         for scene, reference, row in zip(batch, picked, output, strict=True):
-            spoken = row[encoded["input_ids"].shape[1] :].tolist()
-            decision = parse_completion(tokenizer.decode([head, *spoken], skip_special_tokens=True), FRAME)
+            generated = row[encoded["input_ids"].shape[1] :].tolist()
+            decision = parse_completion(tokenizer.decode([head, *generated], skip_special_tokens=True), FRAME)
             hit = isinstance(decision, Crop) and compute_iou(decision.box, scene.things[reference.thing].box) > 0.5
             hits.setdefault(reference.kind, []).append(float(hit))
     shares = {kind: float(np.mean(values)) for kind, values in sorted(hits.items())}

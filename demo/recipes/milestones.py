@@ -35,8 +35,8 @@ def report_steps(
         def report(step: int, figures: dict[str, float]) -> None:
             advance(1)
             if (step + 1) % every == 0:
-                said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-                say(f"{what} {step + 1} of {num_steps}: {said}")
+                text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                say(f"{what} {step + 1} of {num_steps}: {text}")
 
         yield report
 

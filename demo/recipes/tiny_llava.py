@@ -5,7 +5,7 @@ Departures from a LLaVA of ordinary size, all for the sake of two CPU cores:
   what to look for.
 - The fixed parts of the answer's tool call are one token each, a coordinate and its comma are one token: a whole
   decision takes at most eight decoding steps.
-- Boxes are spoken in a frame of 28 x 28 units, whatever the picture's size.
+- Boxes are written in a frame of 28 x 28 units, whatever the picture's size.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
-    spoken = ("<tool_call>", "NO_CROP_NEEDED", _CALL_HEAD, _CALL_TAIL)
-    fast.add_tokens([AddedToken(text, special=False, normalized=False) for text in spoken])
+    texts = ("<tool_call>", "NO_CROP_NEEDED", _CALL_HEAD, _CALL_TAIL)
+    fast.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
     fast.chat_template = _CHAT_TEMPLATE
     return fast
 

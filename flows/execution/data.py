@@ -2,7 +2,7 @@
 
 In this order: leave it when it is right; check it out of the cache; pull it from the default remote; draw the
 demo world again. Different bytes stop the run: accepting them is a person's decision (`dvc add data`).
-Exit codes: 0 done, 2 something the user can mend (one line on stderr), 75 the remote could not be read.
+Exit codes: 0 done, 2 something the user can fix (one line on stderr), 75 the remote could not be read.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outcome", type=Path, metavar="FILE", help="where a flow wants the outcome, as JSON")
     options = parser.parse_args(arguments)
     try:
-        said = materialise_data(find_root(), _generate_demo)
-        sys.stdout.write(said + "\n")
-        outcome = Outcome(kind="unchanged" if said.startswith(UNCHANGED) else "done", message=said)
+        message = materialise_data(find_root(), _generate_demo)
+        sys.stdout.write(message + "\n")
+        outcome = Outcome(kind="unchanged" if message.startswith(UNCHANGED) else "done", message=message)
     except DataStepError as error:
         sys.stderr.write(f"error: {error}\n")
         outcome = Outcome(kind=error.kind, message=str(error))

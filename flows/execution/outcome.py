@@ -17,7 +17,7 @@ class Outcome:
     """How a step ended.
 
     Attributes:
-        kind: `done`; `unchanged`, nothing had to be done; `user_error`, the user's to mend; `busy`, another process
+        kind: `done`; `unchanged`, nothing had to be done; `user_error`, the user's to fix; `busy`, another process
             holds what it needs; `unavailable`, a remote could not be read; `command_failed`, what the step ran did.
         message: one line on it; empty where the command has said it on standard error.
         code: exit code of that command, minus the signal's number where one ended it.

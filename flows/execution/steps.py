@@ -82,13 +82,13 @@ def run_step(name: str, command: Sequence[str], context: StageContext) -> State[
 
     While another process holds what it needs, it is started again, until `busy_timeout_s` has passed.
     """
-    started, is_said = time.monotonic(), False
+    started, is_reported = time.monotonic(), False
     while True:
         state = _run_once(name, command, context)
         if state.name != BUSY or time.monotonic() - started >= context.busy_timeout_s:
             return state
-        if not is_said:
-            is_said = True
+        if not is_reported:
+            is_reported = True
             get_run_logger().warning("%s waits: %s", name, state.message)
         time.sleep(_BUSY_POLL_S)
         while find_holder(context.root) and time.monotonic() - started < context.busy_timeout_s:

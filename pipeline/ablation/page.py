@@ -30,9 +30,9 @@ def build_markdown(summary: Mapping[str, Any]) -> str:
     lines += [f"- {note}" for note in list_gaps(summary)]
     for table in summary["tables"]:
         lines += ["", f"## {table['title']}", "", f"Paper: {table['paper']}.", "", *_build_rows(table), ""]
-        lines += [f"- {said}" for said in list_verdicts(table)]
+        lines += [f"- {verdict}" for verdict in list_verdicts(table)]
     if summary["collapsed"]:
-        lines += ["", *(f"- {said}" for said in describe_collapsed(summary["collapsed"]))]
+        lines += ["", *(f"- {sentence}" for sentence in describe_collapsed(summary["collapsed"]))]
     return "\n".join([*lines, ""])
 
 
@@ -56,8 +56,8 @@ def count_comparisons(summary: Mapping[str, Any]) -> str:
 
 def list_gaps(summary: Mapping[str, Any]) -> list[str]:
     """Return what the tables leave out."""
-    said = {"missing": "not run yet", "stale": "of other parameters or data, left out"}
-    return [f"{', '.join(summary[name])}: {text}" for name, text in said.items() if summary[name]]
+    texts = {"missing": "not run yet", "stale": "of other parameters or data, left out"}
+    return [f"{', '.join(summary[name])}: {text}" for name, text in texts.items() if summary[name]]
 
 
 def list_verdicts(table: Mapping[str, Any]) -> list[str]:
@@ -73,24 +73,24 @@ def _weigh(claim: Mapping[str, Any]) -> str:
     """Return what becomes of a measured difference among all that were looked at; of none there is nothing to say."""
     if claim["agrees"] is None:
         return ""
-    fate = "survives" if claim["survives_holm"] else "does not survive"
-    return f"; {fate} Holm's correction, p {claim['difference']['p_holm']:.2g}"
+    status = "survives" if claim["survives_holm"] else "does not survive"
+    return f"; {status} Holm's correction, p {claim['difference']['p_holm']:.2g}"
 
 
 def describe_collapsed(collapsed: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each arm that began collapsed."""
-    said = []
+    sentences = []
     for name, found in collapsed["arms"].items():
-        fate = "recovered" if found["recovered"] else "stayed collapsed: no measured gain over the full image"
+        status = "recovered" if found["recovered"] else "stayed collapsed: no measured gain over the full image"
         if found["recovered"] and not found["survives_holm"]:
-            fate = "recovered, which does not survive Holm's correction"
+            status = "recovered, which does not survive Holm's correction"
         silent = "n/a" if found["zero_signal_share"] is None else f"{found['zero_signal_share']:.3f}"
-        said.append(
-            f"{name}: {fate}; p(REGION) at the start {found['start_p_region']:.1g}, groups without signal {silent}, "
+        sentences.append(
+            f"{name}: {status}; p(REGION) at the start {found['start_p_region']:.1g}, groups without signal {silent}, "
             f"cropped at the end {found['rc_rate']['mean']:.3f}, CondR@1 against the full image "
             f"{format_difference(found['minus_full_image'])}"
         )
-    return said if collapsed["same_start"] else [*said, "the two arms did not start from the same policy"]
+    return sentences if collapsed["same_start"] else [*sentences, "the two arms did not start from the same policy"]
 
 
 def format_interval(figure: Mapping[str, float]) -> str:

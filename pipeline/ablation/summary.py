@@ -41,7 +41,7 @@ def summarise(params: Params, workspace: Workspace) -> Tree:
     arms = {name: load_arm(result, workspace, test.pools) for name, result in found.items() if name not in stale}
     if not arms:
         raise StageError("no arm of the ablations is up to date; run `region-r1 ablate`")
-    sure = Comparisons(arms, number_pictures(test.queries), params.evaluate, params.seed)
+    comparisons = Comparisons(arms, number_pictures(test.queries), params.evaluate, params.seed)
     full = next(iter(arms.values())).table
     return {
         "basis": basis,
@@ -53,14 +53,16 @@ def summarise(params: Params, workspace: Workspace) -> Tree:
         "num_with_positive": int(full.has_positive_Q.sum()),
         "missing": [name for name in ARMS if name not in found],
         "stale": stale,
-        "comparisons": sure.count(),
-        "tables": [_build_table(table, arms, sure) for table in TABLES if any(row.arm in arms for row in table.rows)],
-        "collapsed": _compare_collapsed(arms, sure),
+        "comparisons": comparisons.count(),
+        "tables": [
+            _build_table(table, arms, comparisons) for table in TABLES if any(row.arm in arms for row in table.rows)
+        ],
+        "collapsed": _compare_collapsed(arms, comparisons),
     }
 
 
-def _build_table(table: ArmTable, arms: Mapping[str, ArmResult], sure: Comparisons) -> Tree:
-    rows = [_build_row(row, table, arms, sure) for row in table.rows if row.arm in arms]
+def _build_table(table: ArmTable, arms: Mapping[str, ArmResult], comparisons: Comparisons) -> Tree:
+    rows = [_build_row(row, table, arms, comparisons) for row in table.rows if row.arm in arms]
     verdicts = [row["claim"]["agrees"] for row in rows if row["claim"]]
     claimed = [row.arm for row in table.rows if row.above or row.arm in {other.above for other in table.rows}]
     is_whole = len(rows) == len(table.rows)
@@ -87,26 +89,26 @@ def _join(verdicts: Sequence[bool | None]) -> bool | None:
     return True if verdicts and all(verdicts) else None
 
 
-def _build_row(row: Row, table: ArmTable, arms: Mapping[str, ArmResult], sure: Comparisons) -> Tree:
+def _build_row(row: Row, table: ArmTable, arms: Mapping[str, ArmResult], comparisons: Comparisons) -> Tree:
     has_other = table.reference in arms and table.reference != row.arm
     return {
         "arm": row.arm,
         "title": row.title,
         "paper_mrr": None if row.paper_mrr is None else dict(zip(("infoseek", "evqa"), row.paper_mrr, strict=True)),
-        "figures": {metric: sure.mean(row.arm, metric) for metric in METRICS},
-        "minus_reference": {metric: sure.difference(row.arm, table.reference, metric) for metric in METRICS}
+        "figures": {metric: comparisons.mean(row.arm, metric) for metric in METRICS},
+        "minus_reference": {metric: comparisons.difference(row.arm, table.reference, metric) for metric in METRICS}
         if has_other
         else None,
-        "claim": _judge(row, table, sure) if row.above in arms else None,
+        "claim": _build_claim(row, table, comparisons) if row.above in arms else None,
     }
 
 
-def _judge(row: Row, table: ArmTable, sure: Comparisons) -> Tree:
+def _build_claim(row: Row, table: ArmTable, comparisons: Comparisons) -> Tree:
     assert row.above is not None  # the caller asked
-    difference = sure.difference(row.arm, row.above, table.metric)
+    difference = comparisons.difference(row.arm, row.above, table.metric)
     below = next(other.title for other in table.rows if other.arm == row.above)
     agrees = True if difference["low"] > 0.0 else False if difference["high"] < 0.0 else None
-    said = {
+    verdict = {
         True: f"as the paper has it: {row.title} above {below}",
         False: f"ours disagrees with the paper: {row.title} below {below}",
         None: f"{NO_DIFFERENCE} between {row.title} and {below}",
@@ -116,12 +118,12 @@ def _judge(row: Row, table: ArmTable, sure: Comparisons) -> Tree:
         "metric": table.metric,
         "difference": difference,
         "agrees": agrees,
-        "survives_holm": sure.survives(difference),
-        "said": said,
+        "survives_holm": comparisons.survives(difference),
+        "said": verdict,
     }
 
 
-def _compare_collapsed(arms: Mapping[str, ArmResult], sure: Comparisons) -> Tree | None:
+def _compare_collapsed(arms: Mapping[str, ArmResult], comparisons: Comparisons) -> Tree | None:
     """Return how the arms fared that began collapsed; None where none of them is up to date.
 
     A collapsed policy is the full image. It counts as recovered when its CondR@1 at the end is above the full
@@ -132,21 +134,21 @@ def _compare_collapsed(arms: Mapping[str, ArmResult], sure: Comparisons) -> Tree
         return None
     return {
         "same_start": len({arm.start["digest"] for arm in pair}) == 1,
-        "arms": {arm.name: _follow_collapsed(arm, sure) for arm in pair},
+        "arms": {arm.name: _follow_collapsed(arm, comparisons) for arm in pair},
     }
 
 
-def _follow_collapsed(arm: ArmResult, sure: Comparisons) -> Tree:
-    gain = sure.difference(arm.name, FULL_IMAGE, RECOVERY_METRIC)
+def _follow_collapsed(arm: ArmResult, comparisons: Comparisons) -> Tree:
+    gain = comparisons.difference(arm.name, FULL_IMAGE, RECOVERY_METRIC)
     without_signal = [point.value for curve in arm.curves for point in curve if point.metric == "zero_signal_groups"]
     return {
         "start_p_region": arm.start["p_region"],
         "zero_signal_share": float(np.mean(without_signal)) if without_signal else None,
         "zero_signal_by_step": arm.mean_by_step("zero_signal_groups"),
         "region_rate_by_step": arm.mean_by_step("free_region_rate"),
-        "rc_rate": sure.mean(arm.name, "rc_rate"),
-        "cond_recall_at_1": sure.mean(arm.name, "cond_recall_at_1"),
+        "rc_rate": comparisons.mean(arm.name, "rc_rate"),
+        "cond_recall_at_1": comparisons.mean(arm.name, "cond_recall_at_1"),
         "minus_full_image": gain,
         "recovered": gain["low"] > 0.0,
-        "survives_holm": sure.survives(gain),
+        "survives_holm": comparisons.survives(gain),
     }

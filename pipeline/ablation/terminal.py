@@ -26,13 +26,13 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     for table in summary["tables"]:
         console.print()
         console.print(_build_table(table))
-        for said in list_verdicts(table):
-            console.print(said, highlight=False, style="bold" if "disagrees" in said else None)
+        for verdict in list_verdicts(table):
+            console.print(verdict, highlight=False, style="bold" if "disagrees" in verdict else None)
         if not any(row["claim"] for row in table["rows"]):
             console.print(f"paper: {table['paper']}", highlight=False)
     if summary["collapsed"]:
-        for said in describe_collapsed(summary["collapsed"]):
-            console.print(said, highlight=False)
+        for sentence in describe_collapsed(summary["collapsed"]):
+            console.print(sentence, highlight=False)
     for gap in list_gaps(summary):
         console.print(f"\n{gap}", highlight=False)
 

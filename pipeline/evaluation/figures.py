@@ -202,21 +202,21 @@ def compute_report(
         behaviour: plain values, from `describe_behaviour`.
         searched: plain values, from `search_again`.
     """
-    sure = Bootstrap(params, seed, queries)
+    bootstrap = Bootstrap(params, seed, queries)
     methods = [method for method in METHODS if method in table.rows]
     return EvalReport(
         num_queries=len(table.query_ids),
         num_with_positive=int(table.has_positive_Q.sum()),
         provenance=provenance,
-        methods={m: {name: sure.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
+        methods={m: {name: bootstrap.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
         paired={
-            BEST_PAIR: compare_pair(table, choices["best_rgrpo"], choices["best_rule"], sure),
-            **{f"{a}_minus_{b}": compare_pair(table, a, b, sure) for a, b in PAIRS if {a, b} <= set(methods)},
+            BEST_PAIR: compare_pair(table, choices["best_rgrpo"], choices["best_rule"], bootstrap),
+            **{f"{a}_minus_{b}": compare_pair(table, a, b, bootstrap) for a, b in PAIRS if {a, b} <= set(methods)},
         },
         choices=choices,
         behaviour=behaviour,
-        breakdown=_break_down(table, queries, methods, sure),
-        infoseek=_score_infoseek(table, queries, methods, sure),
+        breakdown=_break_down(table, queries, methods, bootstrap),
+        infoseek=_score_infoseek(table, queries, methods, bootstrap),
         searched=searched,
     )
 
@@ -293,22 +293,26 @@ class Bootstrap:
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 
-def compare_pair(table: ResultTable, a: str | None, b: str | None, sure: Bootstrap) -> dict[str, Difference | None]:
+def compare_pair(
+    table: ResultTable, a: str | None, b: str | None, bootstrap: Bootstrap
+) -> dict[str, Difference | None]:
     """Return metric -> a minus b, without values where val has named no such method."""
     differences: dict[str, Difference | None] = dict.fromkeys(PAIR_METRICS)
     if a is None or b is None:
         return differences
     for metric in PAIR_METRICS:
         a_Q, denominator_Q = table.compute_terms(a, metric)
-        differences[metric] = sure.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
+        differences[metric] = bootstrap.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
     return differences
 
 
 def _break_down(
-    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: Bootstrap
+    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
     return {
-        tag: {value: {m: _share_of(table, m, member_Q, sure) for m in methods} for value, member_Q in values.items()}
+        tag: {
+            value: {m: _share_of(table, m, member_Q, bootstrap) for m in methods} for value, member_Q in values.items()
+        }
         for tag, values in list_members(queries).items()
     }
 
@@ -324,12 +328,14 @@ def list_members(queries: Sequence[Query]) -> dict[str, dict[str, F64]]:
     }
 
 
-def _share_of(table: ResultTable, method: str, member: F64, sure: Bootstrap) -> dict[str, Share]:
-    return {metric: _measure_share(*_terms_of(table, method, metric, member), sure) for metric in BREAKDOWN_METRICS}
+def _share_of(table: ResultTable, method: str, member: F64, bootstrap: Bootstrap) -> dict[str, Share]:
+    return {
+        metric: _measure_share(*_terms_of(table, method, metric, member), bootstrap) for metric in BREAKDOWN_METRICS
+    }
 
 
 def _score_infoseek(
-    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], sure: Bootstrap
+    table: ResultTable, queries: Sequence[Query], methods: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, dict[str, SplitScore]]:
     members = {
         split: np.array([query.tags.get(SPLIT_TAG) == split for query in queries], dtype=np.float64)
@@ -342,8 +348,8 @@ def _score_infoseek(
         for metric in INFOSEEK_METRICS:
             terms = {split: _terms_of(table, method, metric, member) for split, member in members.items()}
             tree.setdefault(method, {})[metric] = SplitScore(
-                by_split={split: _measure_share(*term, sure) for split, term in terms.items()},
-                harmonic_mean=sure.harmonic_mean(list(terms.values())),
+                by_split={split: _measure_share(*term, bootstrap) for split, term in terms.items()},
+                harmonic_mean=bootstrap.harmonic_mean(list(terms.values())),
             )
     return tree
 
@@ -353,5 +359,5 @@ def _terms_of(table: ResultTable, method: str, metric: str, member: F64) -> tupl
     return numerator_Q * member, denominator_Q * member
 
 
-def _measure_share(numerator_Q: F64, denominator_Q: F64, sure: Bootstrap) -> Share:
-    return Share(num_queries=int(denominator_Q.sum()), value=sure.interval(numerator_Q, denominator_Q))
+def _measure_share(numerator_Q: F64, denominator_Q: F64, bootstrap: Bootstrap) -> Share:
+    return Share(num_queries=int(denominator_Q.sum()), value=bootstrap.interval(numerator_Q, denominator_Q))

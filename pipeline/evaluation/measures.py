@@ -27,12 +27,12 @@ def rank_choices(choices: Mapping[str, Sequence[Choice]], queries: QuerySet, sco
     )
 
 
-def measure_method(table: ResultTable, method: str, sure: Bootstrap) -> dict[str, Interval | None]:
+def measure_method(table: ResultTable, method: str, bootstrap: Bootstrap) -> dict[str, Interval | None]:
     """Return metric -> interval, None where there is no value."""
-    return {metric: sure.interval(*table.compute_terms(method, metric)) for metric in CHOICE_METRICS}
+    return {metric: bootstrap.interval(*table.compute_terms(method, metric)) for metric in CHOICE_METRICS}
 
 
-def compare_methods(table: ResultTable, a: str, b: str, sure: Bootstrap) -> Difference | None:
+def compare_methods(table: ResultTable, a: str, b: str, bootstrap: Bootstrap) -> Difference | None:
     """Return a minus b in CondRecall@1, None where no pool holds a positive."""
     a_Q, denominator_Q = table.compute_terms(a, "cond_recall_at_1")
-    return sure.difference(a_Q, table.compute_terms(b, "cond_recall_at_1")[0], denominator_Q)
+    return bootstrap.difference(a_Q, table.compute_terms(b, "cond_recall_at_1")[0], denominator_Q)

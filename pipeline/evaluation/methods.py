@@ -37,7 +37,7 @@ METHODS = (
 CENTRE_BOX = Box(0.25, 0.25, 0.75, 0.75)
 
 
-class View(Protocol):
+class PoolRanking(Protocol):
     """How one view ranks its pool."""
 
     @property
@@ -52,7 +52,7 @@ class View(Protocol):
 class Scorer(Protocol):
     """The part of the frozen scorer that evaluation needs."""
 
-    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> Sequence[View]:
+    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> Sequence[PoolRanking]:
         """Score each (query, box) against the query's pool; no box means the full image."""
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from pipeline.config import SearchParams
 from pipeline.core.region_search import build_grid, refine_boxes
-from pipeline.evaluation.methods import Choice, Scorer, View
+from pipeline.evaluation.methods import Choice, PoolRanking, Scorer
 from pipeline.process.progress import track
 from pipeline.types import Box, Crop, KeepFull, Pool
 
@@ -71,7 +71,7 @@ def _search(
     scorer: Scorer, query_ids: Sequence[str], rounds: Sequence[Sequence[Box]], num_refinements: int
 ) -> dict[str, Box | None]:
     full = scorer.score_views([(query_id, None) for query_id in query_ids])
-    best = {query_id: _note(view, None) for query_id, view in zip(query_ids, full, strict=True)}
+    best = {query_id: _note(ranking, None) for query_id, ranking in zip(query_ids, full, strict=True)}
     for boxes in rounds:
         best |= _ask(scorer, dict.fromkeys(_list_open(best), boxes), best)
     for _ in range(num_refinements):
@@ -87,13 +87,13 @@ def _list_open(best: Mapping[str, _Found]) -> list[str]:
 def _ask(scorer: Scorer, boxes: Mapping[str, Sequence[Box]], before: Mapping[str, _Found]) -> dict[str, _Found]:
     views = [(query_id, box) for query_id, row in boxes.items() for box in row]
     best = {query_id: before[query_id] for query_id in boxes}
-    for (query_id, box), view in zip(views, scorer.score_views(views), strict=True):
-        found = _note(view, box)
+    for (query_id, box), ranking in zip(views, scorer.score_views(views), strict=True):
+        found = _note(ranking, box)
         if best[query_id].is_beaten_by(found):
             best[query_id] = found
     return best
 
 
-def _note(view: View, box: Box | None) -> _Found:
-    margin = view.outcome.margin
-    return _Found(view.outcome.reciprocal_rank, 0.0 if margin is None else margin, box)
+def _note(ranking: PoolRanking, box: Box | None) -> _Found:
+    margin = ranking.outcome.margin
+    return _Found(ranking.outcome.reciprocal_rank, 0.0 if margin is None else margin, box)

@@ -10,30 +10,30 @@ import numpy.typing as npt
 
 from pipeline.core.boxes import compute_iou
 from pipeline.core.ranking import compute_outcome, rank_candidates
-from pipeline.evaluation.methods import Choice, Scorer, View
+from pipeline.evaluation.methods import Choice, PoolRanking, Scorer
 from pipeline.types import Box, Crop, Decision, Malformed, Outcome, Pool, Query, QueryResult
 
 
 @dataclass(frozen=True, slots=True)
-class FusedView:
-    """A ranking by scores of our own making, such as a mean of two views' scores; a `View` like the scorer's."""
+class FusedRanking:
+    """A ranking by scores of our own making, such as a mean of two views' scores; a `PoolRanking` like the scorer's."""
 
     outcome: Outcome
     scores_K: npt.NDArray[np.floating]
 
     @classmethod
-    def of(cls, scores_K: npt.NDArray[np.floating], pool: Pool) -> FusedView:
+    def of(cls, scores_K: npt.NDArray[np.floating], pool: Pool) -> FusedRanking:
         """Rank the pool by these scores, in the pool's order."""
         return cls(compute_outcome(scores_K, pool.relevance, pool.num_relevant), scores_K)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """What was decided about a query, and the view that ranks its pool; None for a malformed answer."""
+    """What was decided about a query, and how its view ranks the pool; None for a malformed answer."""
 
     decision: Decision
     completion: str | None
-    view: View | None
+    ranking: PoolRanking | None
 
 
 def score_choices(
@@ -58,7 +58,7 @@ def build_rows(
 ) -> list[QueryResult]:
     """Return one row per query; all arguments are aligned."""
     return [
-        _miss(method, query, row.completion) if row.view is None else _rank(method, query, pool, row, row.view)
+        _miss(method, query, row.completion) if row.ranking is None else _rank(method, query, pool, row, row.ranking)
         for row, query, pool in zip(ranked, queries, pools, strict=True)
     ]
 
@@ -68,8 +68,8 @@ def box_of(decision: Decision) -> Box | None:
     return decision.box if isinstance(decision, Crop) else None
 
 
-def _rank(method: str, query: Query, pool: Pool, row: Ranked, view: View) -> QueryResult:
-    order_K = rank_candidates(view.scores_K)
+def _rank(method: str, query: Query, pool: Pool, row: Ranked, ranking: PoolRanking) -> QueryResult:
+    order_K = rank_candidates(ranking.scores_K)
     box, target = box_of(row.decision), query.target_box
     return QueryResult(
         query_id=query.query_id,
@@ -77,11 +77,11 @@ def _rank(method: str, query: Query, pool: Pool, row: Ranked, view: View) -> Que
         decision="full" if box is None else "region",
         box=box,
         doc_ids=tuple(pool.doc_ids[k] for k in order_K),
-        scores=tuple(float(view.scores_K[k]) for k in order_K),
-        first_rank=view.outcome.first_rank,
-        reciprocal_rank=view.outcome.reciprocal_rank,
-        ndcg=view.outcome.ndcg,
-        margin=view.outcome.margin,
+        scores=tuple(float(ranking.scores_K[k]) for k in order_K),
+        first_rank=ranking.outcome.first_rank,
+        reciprocal_rank=ranking.outcome.reciprocal_rank,
+        ndcg=ranking.outcome.ndcg,
+        margin=ranking.outcome.margin,
         iou=None if box is None or target is None else compute_iou(box, target),
         completion=row.completion,
     )

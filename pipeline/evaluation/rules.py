@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pipeline.core.region_search import Reshaping
-from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
+from pipeline.evaluation.methods import Choice, PoolRanking, QuerySet, Scorer
 from pipeline.evaluation.probes.selection import compute_gap
-from pipeline.evaluation.rows import FusedView, Ranked, box_of
+from pipeline.evaluation.rows import FusedRanking, Ranked, box_of
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 
 MARGINS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -113,8 +113,8 @@ class Look:
 
     choice: Choice
     region: Box | None
-    crop: View | None
-    full: View
+    crop: PoolRanking | None
+    full: PoolRanking
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def take_looks(source: Source, reshaping: Reshaping, queries: QuerySet, scorer: 
 
 
 def apply_rule(setting: Setting, look: Look, pool: Pool) -> Ranked:
-    """Return the decision of a rule about one query and the view that it ranks by; relevance decides nothing."""
+    """Return the decision of a rule about one query and the ranking that it gives; relevance decides nothing."""
     decision, completion = look.choice
     if isinstance(decision, Malformed):
         return Ranked(decision, completion, None)
@@ -186,19 +186,19 @@ def apply_rule(setting: Setting, look: Look, pool: Pool) -> Ranked:
         return Ranked(KeepFull(), completion, look.full)
     if setting.gap_ratio is not None and compute_gap(look.crop) <= setting.gap_ratio * compute_gap(look.full):
         return Ranked(KeepFull(), completion, look.full)
-    view = look.crop if weight is None else _fuse(weight, look.crop, look.full, pool)
-    return Ranked(Crop(look.region), completion, view)
+    ranking = look.crop if weight is None else _fuse(weight, look.crop, look.full, pool)
+    return Ranked(Crop(look.region), completion, ranking)
 
 
-def _fuse(weight: float, crop: View, full: View, pool: Pool) -> FusedView:
+def _fuse(weight: float, crop: PoolRanking, full: PoolRanking, pool: Pool) -> FusedRanking:
     # Cosines of one encoder share their scale, so their mean needs no normalisation first. In float64, like all ranks.
     scores_K = weight * crop.scores_K.astype("float64") + (1.0 - weight) * full.scores_K.astype("float64")
-    return FusedView.of(scores_K, pool)
+    return FusedRanking.of(scores_K, pool)
 
 
 def _measure(setting: Setting, looks: Sequence[Look], pools: Sequence[Pool]) -> ChosenSetting:
     ranked = [apply_rule(setting, look, pool) for look, pool in zip(looks, pools, strict=True)]
-    first = [row.view is not None and row.view.outcome.first_rank == 1 for row in ranked]
+    first = [row.ranking is not None and row.ranking.outcome.first_rank == 1 for row in ranked]
     lost = [look.full.outcome.first_rank == 1 and not hit for look, hit in zip(looks, first, strict=True)]
     return ChosenSetting(
         setting=setting,

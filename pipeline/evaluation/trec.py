@@ -1,4 +1,4 @@
-"""TREC run files and judgements: what any other evaluation tool can recompute the figures from."""
+"""TREC run files and qrels: what any other evaluation tool can recompute the figures from."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def save_run(path: Path, results: Sequence[QueryResult], tag: str) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def save_judgements(path: Path, qrels: Sequence[Qrel]) -> None:
+def save_trec_qrels(path: Path, qrels: Sequence[Qrel]) -> None:
     """Write `qid 0 docid 1`, one line per relevant document."""
     path.write_text("".join(f"{qrel.query_id} 0 {qrel.doc_id} 1\n" for qrel in qrels), encoding="utf-8")

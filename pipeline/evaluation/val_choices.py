@@ -70,7 +70,7 @@ def choose_on_val(
     forced: Mapping[str, Sequence[Choice]],
     val: QuerySet,
     scorer: Scorer,
-    sure: Bootstrap,
+    bootstrap: Bootstrap,
 ) -> ValChoices:
     """Choose the rules' numbers, the best rule and the better r-GRPO.
 
@@ -79,7 +79,7 @@ def choose_on_val(
         forced: policy -> answers on val where it must name a region; one that was not asked so is left out.
         val: what the choices may see.
         scorer: ranks its pools.
-        sure: of the intervals.
+        bootstrap: of the intervals.
     """
     can_choose = any(pool.has_positive for pool in val.pools)
     settings = (
@@ -90,12 +90,12 @@ def choose_on_val(
     by_method = rank_methods({"full": choose_full(val.queries)} | dict(choices), forced, settings, val, scorer)
     rows = [row for method_rows in by_method.values() for row in method_rows]
     table = ResultTable(rows, val.pools)
-    figures = {method: measure_method(table, method, sure) for method in by_method} if val.queries else {}
+    figures = {method: measure_method(table, method, bootstrap) for method in by_method} if val.queries else {}
     return ValChoices(
         settings=settings,
         best_rule=pick_best(UNTRAINED, figures, least="harm_rate"),
         best_rgrpo=pick_best(TRAINED, figures),
-        val=_describe_val(table, figures, sure),
+        val=_describe_val(table, figures, bootstrap),
         rows=rows,
     )
 
@@ -174,7 +174,7 @@ def pick_best(
 
 
 def _describe_val(
-    table: ResultTable, figures: Mapping[str, Mapping[str, Interval | None]], sure: Bootstrap
+    table: ResultTable, figures: Mapping[str, Mapping[str, Interval | None]], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     return {
         "carried_over": False,
@@ -187,7 +187,7 @@ def _describe_val(
         "paired": {
             f"{a}_minus_{b}": {
                 name: None if value is None else asdict(value)
-                for name, value in compare_pair(table, a, b, sure).items()
+                for name, value in compare_pair(table, a, b, bootstrap).items()
             }
             for a, b in PAIRS
             if {a, b} <= set(figures)

@@ -1,4 +1,4 @@
-"""Pictures from disk, distrusted: confined to their folder, measured before decoding, upright, RGB."""
+"""Pictures from disk, untrusted: confined to their folder, measured before decoding, upright, RGB."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 Untyped = Any
-"""A tokenizer or processor of transformers, or one dressed as such."""
+"""A tokenizer or processor of transformers, or one adapted as such."""
 
 _PICTURE_STRINGS: Final = ("image_token", "video_token", "audio_token", "fake_image_token", "global_image_token")
 """Attributes of processors that name strings to count or widen; most are special tokens, but need not be."""

@@ -96,7 +96,7 @@ def build_plan(params: Params, root: Path) -> Plan:
     """
     device = find_device(params)
     holder = find_holder(root)
-    stale, said = ask_dvc(root) if holder is None else (None, "")
+    stale, answer = ask_dvc(root) if holder is None else (None, "")
     policy, scorer = sizes.measure_policy(params.policy), sizes.measure_scorer(params.scorer)
     models = [policy, scorer]
     if params.second_scorer is not None:
@@ -119,7 +119,7 @@ def build_plan(params: Params, root: Path) -> Plan:
         models=tuple(models),
         stages=stages,
         going_on=holder,
-        dvc=said,
+        dvc=answer,
     )
 
 

@@ -39,7 +39,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         if total is not None and total > device.total:
             console.print(f"{stage.name} is expected to need more than that", highlight=False)
     if plan.going_on is not None:
-        said = f"a run is going on: {plan.going_on.describe()}; what is stale is known when it has ended"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        message = f"a run is going on: {plan.going_on.describe()}; what is stale is known when it has ended"
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
     if plan.dvc:
         console.print(plan.dvc, highlight=False)

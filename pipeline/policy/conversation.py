@@ -46,9 +46,9 @@ class Conversation:
         SmolVLM's template sets a space before the answer, and a tokenizer may join the opening's last sign with the
         line break after it: forced rows must begin with the tokens that SFT has taught.
         """
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        spoken = self._render([*self.build_messages("?"), said]).removeprefix(self.write_prompt("?"))
-        lead = spoken[: spoken.index(answer)]
+        message = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        rendered = self._render([*self.build_messages("?"), message]).removeprefix(self.write_prompt("?"))
+        lead = rendered[: rendered.index(answer)]
         tokenizer = self._processor.tokenizer
         ids: list[int] = tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
         lengths = range(1, len(ids) + 1)

@@ -35,7 +35,7 @@ from pipeline.policy import image_only
 from pipeline.types import Query
 
 FRAME_KEY: Final = "region_frame_units"
-"""Entry of a checkpoint's config.json: the side of the square frame that its boxes are spoken in."""
+"""Entry of a checkpoint's config.json: the side of the square frame that its boxes are written in."""
 
 _UNITS: Final = 1000
 _MAX_RATIO: Final = 200
@@ -48,7 +48,7 @@ Untyped = Any
 """A class of transformers, whose attributes depend on the model."""
 
 FrameOf = Callable[[int, int], Frame]
-"""Width and height of an upright picture, in pixels -> the frame that boxes on it are spoken in."""
+"""Width and height of an upright picture, in pixels -> the frame that boxes on it are written in."""
 
 
 @dataclass(frozen=True, slots=True)

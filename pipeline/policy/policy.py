@@ -55,7 +55,7 @@ class PolicyAnswer:
 
     Attributes:
         decision: the parsed answer.
-        completion: the text as it was spoken up to the action's end, special tokens left out.
+        completion: the text as it was generated up to the action's end, special tokens left out.
         p_region: probability that the answer opens a region, 0 to 1: that of the canonical opening's first token,
             before any sampling or forcing.
     """
@@ -244,7 +244,7 @@ class Policy:
             return self._generate(inputs.to(self.model.device), readers, settings, num_samples, draws, force_region)
         answers: dict[int, list[PolicyAnswer]] = {}
         for rows in parts:
-            said = self._answer_batch(
+            replies = self._answer_batch(
                 [images[row] for row in rows],
                 [questions[row] for row in rows],
                 settings,
@@ -252,7 +252,7 @@ class Policy:
                 num_samples=num_samples,
                 seeds=None if seeds is None else [seeds[row] for row in rows],
             )
-            answers |= {row: said[at * num_samples : (at + 1) * num_samples] for at, row in enumerate(rows)}
+            answers |= {row: replies[at * num_samples : (at + 1) * num_samples] for at, row in enumerate(rows)}
         return [answer for row in range(len(questions)) for answer in answers[row]]
 
     @torch.inference_mode()
@@ -280,8 +280,10 @@ class Policy:
                 [ActionEnd(self.processor.tokenizer, num_prompt_tokens, len(readers))]
             ),
         )
-        spoken_BT = sequences[:, num_prompt_tokens:]
-        texts = [cut_after_action(text) for text in self.processor.batch_decode(spoken_BT, skip_special_tokens=True)]
+        completion_BT = sequences[:, num_prompt_tokens:]
+        texts = [
+            cut_after_action(text) for text in self.processor.batch_decode(completion_BT, skip_special_tokens=True)
+        ]
         return [
             PolicyAnswer(read(text), text, p)
             for text, read, p in zip(texts, readers, p_region.p_B.tolist(), strict=True)

@@ -27,7 +27,7 @@ TELEMETRY_OFF: Final = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
 }
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# What libraries say of one another, and nobody but their authors can mend.
+# What libraries say of one another, and nobody but their authors can fix.
 _LIBRARIES_OF_LIBRARIES: Final = (
     # trl 1.16 and peft 0.21 ask transformers 5.23 by its old names, trl before every generation.
     (r"`(is_gradient_checkpointing|gradient_checkpointing_(enable|disable))` is deprecated", FutureWarning),
@@ -64,7 +64,7 @@ def limit_threads(num_threads: int) -> None:
 def run_to_exit_code(work: Callable[[], object]) -> int:
     """Prepare this process, do the work and return the exit code.
 
-    0 done, 2 something the user can mend, a full disk too (one line on stderr), 130 interrupted; SIGTERM exits with
+    0 done, 2 something the user can fix, a full disk too (one line on stderr), 130 interrupted; SIGTERM exits with
     143. A fault of ours passes through with its traceback.
     """
     prepare_process()

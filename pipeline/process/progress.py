@@ -38,21 +38,21 @@ class _LoggedProgress:
     def __init__(self, what: str, total: int | None, interval_s: float) -> None:
         self._what, self._total, self._interval_s = what, total, interval_s
         self._num_done = 0
-        self._started = self._last_said = time.monotonic()
+        self._started = self._last_logged = time.monotonic()
 
     def advance(self, num_items: int) -> None:
         self._num_done += num_items
         now = time.monotonic()
-        if now - self._last_said < self._interval_s or not self._num_done:
+        if now - self._last_logged < self._interval_s or not self._num_done:
             return
-        self._last_said = now
+        self._last_logged = now
         rate = self._num_done / (now - self._started)
         if self._total is None:
             logger.info("%s %d, %s", self._what, self._num_done, _format_rate(rate))
             return
         left_s = (self._total - self._num_done) / rate
-        said = _format_rate(rate)
-        logger.info("%s %d of %d, %s, %.0f s left", self._what, self._num_done, self._total, said, left_s)
+        text = _format_rate(rate)
+        logger.info("%s %d of %d, %s, %.0f s left", self._what, self._num_done, self._total, text, left_s)
 
 
 def _format_rate(rate: float) -> str:

@@ -40,7 +40,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Challenger:
     """What the gate looks at: the new policy on val, beside the methods that were evaluated with it.
 
     Attributes:
@@ -72,23 +72,23 @@ class Candidate:
         return [row for row in self.results if row.method == method]
 
 
-def judge(candidate: Candidate, bar: str, bar_rows: Sequence[QueryResult] | None, params: Params) -> Gate:
+def compare_on_val(challenger: Challenger, bar: str, bar_rows: Sequence[QueryResult] | None, params: Params) -> Gate:
     """Compare a new policy on val with what it must beat.
 
     Args:
-        candidate: the new policy.
+        challenger: the new policy.
         bar: what it must beat, in words.
         bar_rows: that one's rows; None if they are of other val pools.
         params: how sure the interval is to be.
     """
-    rule = candidate.best_rule
-    to_rule = candidate.compare(candidate.list_rows(rule), params) if rule else None
-    difference = None if bar_rows is None else candidate.compare(bar_rows, params)
+    rule = challenger.best_rule
+    to_rule = challenger.compare(challenger.list_rows(rule), params) if rule else None
+    difference = None if bar_rows is None else challenger.compare(bar_rows, params)
     if difference is not None:
         reason = f"on val it {_say_against(bar, difference)}"
         if to_rule is not None:
             reason += f"; it {_say_against(f'the best rule, {rule}', to_rule)}"
-    elif candidate.is_comparable:
+    elif challenger.is_comparable:
         reason = f"{bar} was evaluated on other val pools; to replace it, move the alias by hand"
     else:
         reason = "no val pool holds a positive to compare by; move the alias by hand"
@@ -102,19 +102,19 @@ def judge(candidate: Candidate, bar: str, bar_rows: Sequence[QueryResult] | None
     )
 
 
-def confirm(candidate: Candidate, bar: str, params: Params) -> Gate:
+def confirm(challenger: Challenger, bar: str, params: Params) -> Gate:
     """Return the gate of a policy that is the champion already: there is nothing to beat."""
-    rule = candidate.best_rule
+    rule = challenger.best_rule
     return Gate(
         promoted=False,
         bar=bar,
         reason="it is the champion already",
         difference=None,
         best_rule=rule,
-        minus_best_rule=candidate.compare(candidate.list_rows(rule), params) if rule else None,
+        minus_best_rule=challenger.compare(challenger.list_rows(rule), params) if rule else None,
     )
 
 
 def _say_against(bar: str, difference: Difference) -> str:
-    said = "beats" if difference.low > 0.0 else "does not beat"
-    return f"{said} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"
+    verdict = "beats" if difference.low > 0.0 else "does not beat"
+    return f"{verdict} {bar}: {difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f}) {GATE_METRIC}"

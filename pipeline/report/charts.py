@@ -252,4 +252,4 @@ def take_interval(interval: Mapping[str, float]) -> Row:
 def tell_interval(title: str) -> list[alt.Tooltip]:
     """Return the tooltip of a share with its interval."""
     names = {"mean": title, "low": "from", "high": "to"}
-    return [alt.Tooltip(f"{name}:Q", title=said, format=".1%") for name, said in names.items()]
+    return [alt.Tooltip(f"{name}:Q", title=title, format=".1%") for name, title in names.items()]

@@ -49,7 +49,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class ShownDocument:
     """A document in a top-5 strip; `picture` is a data URI, None for a document without pictures."""
 
     rank: int
@@ -73,8 +73,8 @@ class Panel:
     rank_before: int | None
     rank_after: int | None
     malformed: bool
-    before: tuple[Candidate, ...]
-    after: tuple[Candidate, ...]
+    before: tuple[ShownDocument, ...]
+    after: tuple[ShownDocument, ...]
 
 
 def list_cards(
@@ -130,7 +130,7 @@ def spread(num: int) -> list[int]:
 
 def build_panels(
     cards: Sequence[Card],
-    judged: Set[tuple[str, str]],
+    relevant: Set[tuple[str, str]],
     documents: Mapping[str, Document],
     data_dir: Path,
     *,
@@ -140,7 +140,7 @@ def build_panels(
 
     Args:
         cards: the queries to show.
-        judged: (query id, id of a document that answers it), in its pool or not.
+        relevant: (query id, id of a document that answers it), in its pool or not.
         documents: document id -> document.
         data_dir: where the pictures lie.
         max_pixels: a picture above it is refused.
@@ -159,13 +159,13 @@ def build_panels(
             thumbnails[document.doc_id] = show(paths[0], _DOCUMENT_SIDE_PX) if paths else None
         return thumbnails[document.doc_id]
 
-    def show_candidates(row: QueryResult, ranks: Sequence[int]) -> tuple[Candidate, ...]:
+    def show_documents(row: QueryResult, ranks: Sequence[int]) -> tuple[ShownDocument, ...]:
         shown = [(rank, documents[row.doc_ids[rank - 1]]) for rank in ranks]
         return tuple(
-            Candidate(
+            ShownDocument(
                 rank=rank,
                 title=document.title,
-                is_relevant=(row.query_id, document.doc_id) in judged,
+                is_relevant=(row.query_id, document.doc_id) in relevant,
                 picture=show_document(document),
             )
             for rank, document in shown
@@ -184,8 +184,8 @@ def build_panels(
             rank_before=card.before.first_rank,
             rank_after=card.after.first_rank,
             malformed=card.after.decision == "malformed",
-            before=show_candidates(card.before, _list_top(card.before)),
-            after=show_candidates(card.after, _list_shown(card)),
+            before=show_documents(card.before, _list_top(card.before)),
+            after=show_documents(card.after, _list_shown(card)),
         )
         for card in cards
     ]

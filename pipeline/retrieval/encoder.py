@@ -158,7 +158,7 @@ class ImageEncoder:
 
 
 class ClipEncoder(ImageEncoder):
-    """A dual encoder of the CLIP family: CLIP, SigLIP and the like from transformers, or one dressed as such.
+    """A dual encoder of the CLIP family: CLIP, SigLIP and the like from transformers, or one adapted as such.
 
     Args:
         model: has `get_image_features` and `get_text_features`.

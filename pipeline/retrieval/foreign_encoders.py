@@ -1,4 +1,4 @@
-"""Dual encoders that are no class of transformers, dressed as what `ClipEncoder` reads.
+"""Dual encoders that are no class of transformers, adapted to what `ClipEncoder` reads.
 
 - open_clip folders (`open_clip_config.json` and `open_clip_model.safetensors`), with the package open_clip.
 - Folders that bring their own Python, such as EVA-CLIP-8B. That code runs only if `scorer.trust_remote_code` says so
@@ -30,7 +30,7 @@ _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 
-class DressedModel:
+class AdaptedModel:
     """A model with `encode_image` and `encode_text`, under the names that transformers gives them.
 
     Args:
@@ -96,7 +96,7 @@ def is_open_clip(folder: Path) -> bool:
     return (folder / _OPEN_CLIP_CONFIG).is_file()
 
 
-def load_open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[DressedModel, Untyped]:
+def load_open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[AdaptedModel, Untyped]:
     """Return model and processor of an open_clip folder.
 
     Raises:
@@ -127,11 +127,11 @@ def load_open_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> tu
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}") from error
     model = model.to(device, dtype).eval().requires_grad_(requires_grad=False)
-    dressed = DressedModel(
+    adapted = AdaptedModel(
         model, model_type="open_clip", image_size=int(config["vision_cfg"]["image_size"]), max_tokens=max_tokens
     )
     figures = content.get("preprocess_cfg", {})
-    return dressed, _build_processor(_OpenClipTokenizer(tokenizer), figures.get("mean"), figures.get("std"))
+    return adapted, _build_processor(_OpenClipTokenizer(tokenizer), figures.get("mean"), figures.get("std"))
 
 
 def check_revision(folder: Path, revision: str) -> None:
@@ -154,7 +154,7 @@ def check_revision(folder: Path, revision: str) -> None:
             raise ModelError(f"{file}: is of commit {found}, but scorer.revision is {revision}")
 
 
-def load_remote(folder: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[DressedModel, Untyped]:
+def load_remote(folder: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[AdaptedModel, Untyped]:
     """Return model and processor of a folder that brings its own Python; call `check_revision` first.
 
     Raises:
@@ -170,7 +170,7 @@ def load_remote(folder: Path, device: torch.device, dtype: torch.dtype | str) ->
     if not all(hasattr(model, name) for name in ("encode_image", "encode_text")):
         raise ModelError(f"{folder}: its model has no encode_image and encode_text")
     model = model.to(device).eval().requires_grad_(requires_grad=False)
-    dressed = DressedModel(
+    adapted = AdaptedModel(
         model,
         model_type=str(model.config.model_type),
         image_size=int(model.config.vision_config.image_size),
@@ -178,7 +178,7 @@ def load_remote(folder: Path, device: torch.device, dtype: torch.dtype | str) ->
     )
     path = folder / "preprocessor_config.json"
     figures = read_json(path) if path.is_file() else {}
-    return dressed, _build_processor(tokenizer, figures.get("image_mean"), figures.get("image_std"))
+    return adapted, _build_processor(tokenizer, figures.get("image_mean"), figures.get("image_std"))
 
 
 def _build_processor(tokenizer: Untyped, mean: Sequence[float] | None, std: Sequence[float] | None) -> Untyped:

@@ -1,4 +1,4 @@
-"""Encoders of pictures alone, dressed as what `ImageEncoder` reads: timm's models, and backbones of transformers.
+"""Encoders of pictures alone, adapted to what `ImageEncoder` reads: timm's models, and backbones of transformers.
 
 Folders hold config.json and safetensors, as the libraries write them; normalisation and input size are the folder's
 own. A picture is squashed to the input, as for all encoders here, so a centre crop only gives the size.
@@ -42,7 +42,7 @@ _TIMM_WEIGHTS: Final = "model.safetensors"
 _RESCALE_FACTOR: Final = 1 / 255
 
 
-class DressedBackbone:
+class AdaptedBackbone:
     """A model of pictures under the names that transformers gives a dual encoder's picture half.
 
     Args:
@@ -83,7 +83,7 @@ def is_backbone(folder: Path) -> bool:
     return _read_object(folder / "config.json").get("model_type") in BACKBONES
 
 
-def load_timm(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[DressedBackbone, Untyped]:
+def load_timm(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[AdaptedBackbone, Untyped]:
     """Return model and processor of a folder that timm wrote; a classifier in it is left out.
 
     Raises:
@@ -104,15 +104,15 @@ def load_timm(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[D
         raise ModelError(f"{folder}: its config.json does not say {error}") from error
     except (TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
-    dressed = DressedBackbone(
+    adapted = AdaptedBackbone(
         _freeze(model.to(device, dtype)),
         model_type=str(config["architecture"]),
         image_size=_take_square(folder, height, width),
     )
-    return dressed, processor
+    return adapted, processor
 
 
-def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[DressedBackbone, Untyped]:
+def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype | str) -> tuple[AdaptedBackbone, Untyped]:
     """Return model and processor of a backbone of transformers; a classifier in its file is left out.
 
     Raises:
@@ -139,7 +139,7 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype | str) 
         size = _take_square(folder, *_read_size(figures))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: is missing, or does not say mean, deviation and size: {_one_line(error)}") from error
-    return DressedBackbone(_freeze(model.to(device)), model_type=family, image_size=size), processor
+    return AdaptedBackbone(_freeze(model.to(device)), model_type=family, image_size=size), processor
 
 
 def _create_timm_model(timm: Untyped, architecture: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -140,13 +140,13 @@ def load_imported_pictures(folder: Path, document_order: Sequence[str], encoder:
     index = _load_index(folder / INDEX_FILE)
     positions_R = load_positions(folder / POSITIONS_FILE)
     if index.d != encoder.dim:
-        said = f"has {index.d} dimensions, the encoder {encoder.dim}: it was made by another encoder"
-        raise DataError(said, path=folder / INDEX_FILE)
+        message = f"has {index.d} dimensions, the encoder {encoder.dim}: it was made by another encoder"
+        raise DataError(message, path=folder / INDEX_FILE)
     if index.ntotal != len(positions_R):
         raise DataError(f"names {len(positions_R)} rows, the index has {index.ntotal}", path=folder / POSITIONS_FILE)
     if positions_R.size and not 0 <= positions_R.min() <= positions_R.max() < len(document_order):
-        said = f"names entry {positions_R.max()}, the knowledge base has {len(document_order)}: it is another one"
-        raise DataError(said, path=folder / POSITIONS_FILE)
+        message = f"names entry {positions_R.max()}, the knowledge base has {len(document_order)}: it is another one"
+        raise DataError(message, path=folder / POSITIONS_FILE)
     rows = np.unique(np.linspace(0, index.ntotal - 1, min(index.ntotal, MAX_CHECKED_ROWS)).astype(np.int64))
     norms = np.linalg.norm(index.reconstruct_batch(rows), axis=1) if rows.size else np.ones(1)
     if not (np.abs(norms - 1.0) < NORM_TOLERANCE).all():

@@ -21,7 +21,7 @@ from pipeline.errors import StageError
 from pipeline.files.store import load_qrels, load_queries
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
 from pipeline.retrieval.index import DocumentVectors, PictureFolder, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages, open_index
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
 from pipeline.types import Outcome, Query

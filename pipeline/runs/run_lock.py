@@ -82,12 +82,12 @@ def hold_run_lock(root: Path, *, wait_s: float, say: Callable[[str], object]) ->
     path = Workspace.at(root).run_lock_path
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        deadline, is_said = time.monotonic() + max(wait_s, _GLANCE_S), False
+        deadline, is_reported = time.monotonic() + max(wait_s, _GLANCE_S), False
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 raise BusyError(describe_busy(root, wait_s))
-            if wait_s and not is_said and (holder := find_holder(root)):
-                is_said = True
+            if wait_s and not is_reported and (holder := find_holder(root)):
+                is_reported = True
                 say(f"waiting for {holder.describe()}")
             time.sleep(min(_POLL_S, _GLANCE_S / 4))
         lock = RunLock(path.with_suffix(".json"))

@@ -85,7 +85,7 @@ class StageRun(Protocol):
         """What has been noted so far; `artifacts/provenance/STAGE.json` keeps it."""
 
     def open_child(self, name: str, params: Params) -> AbstractContextManager[StageRun]:
-        """Open a run below this one, with parameters of its own, and close it with its fate."""
+        """Open a run below this one, with parameters of its own, and close it with its status."""
 
 
 class _NullRun:
@@ -190,7 +190,7 @@ class _MlflowRun:
         tags |= _describe_process()
         child = self._client.create_run(own.info.experiment_id, run_name=name, tags=tags)
         child_id = child.info.run_id
-        with _closing_with_fate(lambda status: self._client.set_terminated(child_id, status)):
+        with _closing_with_status(lambda status: self._client.set_terminated(child_id, status)):
             run = _MlflowRun(self._client, child_id)
             run.log_params(flatten(params.model_dump(mode="json", by_alias=True)))
             yield run
@@ -203,7 +203,7 @@ def null_run() -> StageRun:
 
 @contextmanager
 def stage_run(stage: str, params: Params, root: Path) -> Iterator[StageRun]:
-    """Open the run of one stage and close it with the stage's fate.
+    """Open the run of one stage and close it with the stage's status.
 
     The run is also MLflow's active run meanwhile, so that a trainer that reports to MLflow writes into it.
     It is a child of the run that REGION_R1_PARENT_RUN_ID names, or stands alone.
@@ -225,7 +225,7 @@ def stage_run(stage: str, params: Params, root: Path) -> Iterator[StageRun]:
     with writing(root / "mlruns"):
         active = mlflow.start_run(run_name=stage, nested=True, tags=tags)
     run = _MlflowRun(client, active.info.run_id)
-    with _closing_with_fate(lambda status: mlflow.end_run(status)):
+    with _closing_with_status(lambda status: mlflow.end_run(status)):
         run.note({"run_id": active.info.run_id, "git_commit": tags.get("git_commit")})
         run.log_params(flatten(params.model_dump(mode="json", by_alias=True)))
         _log_data_input(client, active.info.run_id, root, stage)
@@ -249,7 +249,7 @@ def parent_run(name: str, root: Path | None = None) -> Iterator[str]:
     tags = {"stage": "flow"} | _describe_code(root) | _describe_process()
     run = client.create_run(experiment.experiment_id, run_name=name, tags=tags)
     run_id = run.info.run_id
-    with _closing_with_fate(lambda status: client.set_terminated(run_id, status)):
+    with _closing_with_status(lambda status: client.set_terminated(run_id, status)):
         yield run_id
 
 
@@ -398,7 +398,7 @@ class _End(Protocol):
 
 
 @contextmanager
-def _closing_with_fate(end: _End) -> Iterator[None]:
+def _closing_with_status(end: _End) -> Iterator[None]:
     try:
         yield
     except Exception:

@@ -1,6 +1,6 @@
-"""Where raw data come from: an adapter streams raw rows as candidates, or as rejects that name file and row.
+"""Where raw data come from: an adapter streams raw documents and queries, or rejects that name file and row.
 
-A candidate has the right shape and nothing more: whether its pictures decode, its ids are unique and its
+A raw row has the right shape and nothing more: whether its pictures decode, its ids are unique and its
 relevant documents exist is found out by `judgement`, in the same way for every source.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentCandidate:
+class RawDocument:
     """A raw document; `source_id` names file and row, such as `documents.jsonl:17`."""
 
     source_id: str
@@ -31,8 +31,8 @@ class DocumentCandidate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryCandidate:
-    """A raw query with its relevance judgements; `target_box` is as written, not yet a Box."""
+class RawQuery:
+    """A raw query with the ids of its relevant documents; `target_box` is as written, not yet a Box."""
 
     source_id: str
     query_id: str
@@ -55,10 +55,10 @@ class Source(Protocol):
     def protocol_reasons(self) -> frozenset[str]:
         """Reject reasons that the published protocol asks for; `data.max_reject_rate` does not count them."""
 
-    def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
+    def read_documents(self) -> Iterator[RawDocument | Reject]:
         """Yield one item per raw document row; raises DataError if the file is missing or cannot be read."""
 
-    def read_queries(self) -> Iterator[QueryCandidate | Reject]:
+    def read_queries(self) -> Iterator[RawQuery | Reject]:
         """Yield one item per raw query row; raises DataError if a file is missing or cannot be read."""
 
 

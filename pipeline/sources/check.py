@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.config import DataParams
 from pipeline.errors import DataError, write_on_one_line
-from pipeline.sources import QueryCandidate, Source, open_source
+from pipeline.sources import RawQuery, Source, open_source
 from pipeline.sources.formats.pictures import ImageCensus
 from pipeline.sources.judging.judgement import judge, judge_alone
 from pipeline.sources.judging.verdict import Judgement, refuse_unusable
@@ -71,7 +71,7 @@ def _describe(params: DataParams, path: Path, source: Source, judged: Judgement)
     }
 
 
-def _count_images(source: Source, queries: Sequence[QueryCandidate]) -> dict[str, dict[str, int]]:
+def _count_images(source: Source, queries: Sequence[RawQuery]) -> dict[str, dict[str, int]]:
     if source.census is not None:
         return source.census.summarise()
     return {"queries": {"needed": len({query.image_path for query in queries})}}

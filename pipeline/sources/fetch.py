@@ -130,8 +130,8 @@ def _check_room(folder: Path, num_bytes: int) -> None:
         raise DataError("is no folder", path=place)
     num_free = shutil.disk_usage(place)[2]
     if num_bytes > num_free:
-        said = f"has {num_free / BYTES_PER_GB:.2f} GB free, {num_bytes / BYTES_PER_GB:.2f} GB are to come"
-        raise DataError(said, path=folder)
+        message = f"has {num_free / BYTES_PER_GB:.2f} GB free, {num_bytes / BYTES_PER_GB:.2f} GB are to come"
+        raise DataError(message, path=folder)
 
 
 def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> None:
@@ -166,11 +166,11 @@ def _download(file: PublishedFile, remote: RemoteFile, part: Path, say: Say) -> 
 
 
 def _verify(file: PublishedFile, remote: RemoteFile, path: Path) -> str:
-    """Return the file's SHA-256; a download that is wrong is removed, because going on cannot mend it."""
+    """Return the file's SHA-256; a download that is wrong is removed, because going on cannot fix it."""
     num_bytes = path.stat().st_size
     if num_bytes < remote.num_bytes:
-        said = f"download broke off at {num_bytes} of {remote.num_bytes} bytes; the same command goes on from there"
-        raise DataError(said, path=file.url)
+        message = f"download broke off at {num_bytes} of {remote.num_bytes} bytes; the same command goes on from there"
+        raise DataError(message, path=file.url)
     with path.open("rb") as stream:
         md5 = base64.b64encode(hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).digest())
         stream.seek(0)

@@ -20,7 +20,7 @@ from pipeline.evaluation.probes.behaviour import SecondScorer, describe_behaviou
 from pipeline.evaluation.probes.transfer import load_transfer_scorer
 from pipeline.evaluation.query_set import hash_pools, load_query_set
 from pipeline.evaluation.search.again import search_again
-from pipeline.evaluation.trec import save_judgements, save_run
+from pipeline.evaluation.trec import save_run, save_trec_qrels
 from pipeline.evaluation.val_choices import carry_choices, choose_on_val, rank_methods
 from pipeline.files.store import load_qrels, replace_dir, save_results, write_json
 from pipeline.reranking.scorer import FrozenScorer
@@ -55,8 +55,8 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     answers = read_answers(workspace, val.queries, test.queries)
     lender = workspace.lender_report_path
     carried = None if lender is None else carry_choices(lender, answers.policy_digest)
-    sure = Bootstrap(params.evaluate, params.seed, val.queries)
-    chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, sure)
+    bootstrap = Bootstrap(params.evaluate, params.seed, val.queries)
+    chosen = carried or choose_on_val(answers.val, {"rgrpo": answers.probed.list_forced("val")}, val, scorer, bootstrap)
     choices = _choose_without_policy(params, test, scorer) | answers.test
     by_method = rank_methods(choices, {"rgrpo": answers.probed.list_forced("test")}, chosen.settings, test, scorer)
     results = [row for rows in by_method.values() for row in rows]
@@ -156,7 +156,7 @@ def _save_runs(
         save_run(folder / f"{name}.trec", rows, f"region-r1-{name}")
     ids = {query.query_id for query in queries}
     qrels = [qrel for qrel in load_qrels(workspace.tables_dir / "qrels.parquet") if qrel.query_id in ids]
-    save_judgements(folder / "qrels.txt", qrels)
+    save_trec_qrels(folder / "qrels.txt", qrels)
 
 
 def _record(report: EvalReport, folder: Path, run: StageRun) -> dict[str, float]:

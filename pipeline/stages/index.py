@@ -40,10 +40,10 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
         num_checked = imported.check_against(encoder, documents, pictures.load_squashed)
     num_unseen = 0 if encoder.has_text else count_without_picture(documents, imported)
     if num_unseen:
-        told = f"index: {num_unseen} of {len(documents)} documents have no picture"
+        message = f"index: {num_unseen} of {len(documents)} documents have no picture"
         if num_unseen == len(documents):
-            raise StageError(f"{told}, and the encoder that scorer.path names knows no text")
-        logger.warning("%s: the encoder knows no text, so every query scores them 0", told)
+            raise StageError(f"{message}, and the encoder that scorer.path names knows no text")
+        logger.warning("%s: the encoder knows no text, so every query scores them 0", message)
     shards_dir = workspace.checkpoints_dir / "index"
     with track("index: documents", len(documents)) as advance, writing(shards_dir):
         built = build_index(

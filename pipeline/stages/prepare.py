@@ -22,7 +22,7 @@ from pipeline.files.store import (
     write_text,
 )
 from pipeline.runs.tracking import StageRun
-from pipeline.sources import QueryCandidate, open_source
+from pipeline.sources import RawQuery, open_source
 from pipeline.sources.judging.inspection import ImageReport
 from pipeline.sources.judging.judgement import judge
 from pipeline.sources.judging.validation import validate_tables
@@ -88,7 +88,7 @@ def _measure(judged: Judgement, num_qrels: int, *, published: bool) -> dict[str,
     return figures
 
 
-def _to_query(query: QueryCandidate, images: ImageReport) -> Query:
+def _to_query(query: RawQuery, images: ImageReport) -> Query:
     facts = images[query.image_path]
     if isinstance(facts, ImageError):
         raise facts

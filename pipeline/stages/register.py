@@ -36,7 +36,7 @@ from pipeline.files.store import load_results, read_json, write_json, writing
 from pipeline.models.model_folder import compute_model_digest, resolve_model_path
 from pipeline.policy.adapters import has_adapter
 from pipeline.policy.policy import load_policy
-from pipeline.registry.gate import GATE_METRIC, METHOD, Candidate, Gate, confirm, judge
+from pipeline.registry.gate import GATE_METRIC, METHOD, Challenger, Gate, compare_on_val, confirm
 from pipeline.runs.tracking import StageRun, read_commit
 from pipeline.types import QueryResult
 from pipeline.workspace import Workspace
@@ -77,14 +77,14 @@ def run(params: Params, workspace: Workspace, run: StageRun) -> dict[str, float]
     report = read_json(workspace.evaluation_dir / "report.json", stage="evaluate")
     val = load_query_set(workspace, "val")
     _check_evaluated(report, val, params, workspace)
-    candidate = Candidate(load_results(workspace.evaluation_dir / _VAL_RESULTS), val, report["best_rule"])
+    challenger = Challenger(load_results(workspace.evaluation_dir / _VAL_RESULTS), val, report["best_rule"])
     content = _describe_content(params, workspace, report)
     content_sha256 = _hash_content(content, workspace)
     client = mlflow.MlflowClient()
     name = params.register_.model_name
     champion = find_version(client, name, CHAMPION)
     version = _find_registered(client, name, content_sha256)
-    gate = _judge(client, champion, version, candidate, report, params)
+    gate = _build_gate(client, champion, version, challenger, report, params)
     run.log_artifact(workspace.evaluation_dir / _VAL_RESULTS, _RESULTS_FOLDER)
     if version is None:
         tags = {"git_commit": str(read_commit(workspace.data_dir.parent)), _CONTENT_TAG: content_sha256}
@@ -135,22 +135,22 @@ def _find_registered(client: mlflow.MlflowClient, name: str, content_sha256: str
     return str(max(int(version.version) for version in found)) if found else None
 
 
-def _judge(
+def _build_gate(
     client: mlflow.MlflowClient,
     champion: ModelVersion | None,
     version: str | None,
-    candidate: Candidate,
+    challenger: Challenger,
     report: Mapping[str, Any],
     params: Params,
 ) -> Gate:
     """Compare the new policy on val with the champion, or with the full image where there is none."""
     if champion is None:
-        return judge(candidate, "the full image", candidate.list_rows("full"), params)
+        return compare_on_val(challenger, "the full image", challenger.list_rows("full"), params)
     bar = f"champion version {champion.version}"
     if str(champion.version) == version:
-        return confirm(candidate, bar, params)
+        return confirm(challenger, bar, params)
     same_pools = all(champion.tags.get(name) == report[name] for name in _COMPARABLE)
-    return judge(candidate, bar, _load_rows(client, champion) if same_pools else None, params)
+    return compare_on_val(challenger, bar, _load_rows(client, champion) if same_pools else None, params)
 
 
 def _describe_content(params: Params, workspace: Workspace, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pipeline.files.store import (
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
 from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.runs.tracking import StageRun
 from pipeline.types import Outcome, Pool, Query, Split
 from pipeline.workspace import Workspace

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.config import Params
 from pipeline.files.store import load_pools, load_qrels, load_queries
 from pipeline.reranking.scorer import FrozenScorer
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.search import SearchScorer
 from pipeline.retrieval.views import NamedView
 from pipeline.types import Outcome, Query

@@ -180,26 +180,28 @@ def test_index_cut_short_is_refused(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("clip", "model family 'clip' is not supported; known: idefics3, llava,"),
         ("text", "model family 'gpt2' is not supported; known:"),
         ("unknown", "frobnicate"),
     ],
 )
-def test_policy_of_another_family_is_refused(checkout: Checkout, model: str, said: str) -> None:
+def test_policy_of_another_family_is_refused(checkout: Checkout, model: str, message: str) -> None:
     checkout.set("policy", path=str(checkout.models / model))
     line = checkout.refuse("warmup")
-    assert said in line
+    assert message in line
     assert str(checkout.models / model) in line
 
 
-@pytest.mark.parametrize(("model", "said"), [("llava", "this is llava"), ("text", "this is gpt2"), ("bert", "is bert")])
-def test_scorer_of_another_family_is_refused(checkout: Checkout, model: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "message"), [("llava", "this is llava"), ("text", "this is gpt2"), ("bert", "is bert")]
+)
+def test_scorer_of_another_family_is_refused(checkout: Checkout, model: str, message: str) -> None:
     checkout.set("scorer", path=str(checkout.models / model))
     for stage in ("index", "retrieve"):
         line = checkout.refuse(stage)
-        assert said in line
+        assert message in line
         assert "must be of the CLIP family" in line
 
 
@@ -241,7 +243,7 @@ def test_checkpoints_of_another_base_are_not_gone_on_from(checkout: Checkout) ->
 
 @pytest.mark.parametrize("section", ["scorer", "policy"])
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("missing", "no such model folder"),
         ("empty", "config.json is missing"),
@@ -253,7 +255,7 @@ def test_checkpoints_of_another_base_are_not_gone_on_from(checkout: Checkout) ->
     ],
 )
 def test_folder_that_is_no_model_is_refused(
-    checkout: Checkout, tmp_path: Path, section: str, fault: str, said: str
+    checkout: Checkout, tmp_path: Path, section: str, fault: str, message: str
 ) -> None:
     folder = tmp_path / "broken"
     checkout.set(section, path=str(folder))
@@ -261,7 +263,7 @@ def test_folder_that_is_no_model_is_refused(
         shutil.copytree(checkout.models / ("clip" if section == "scorer" else "llava"), folder)
         spoil(folder, fault)
     line = checkout.refuse("index" if section == "scorer" else "warmup")
-    assert said in line
+    assert message in line
     assert str(folder) in line
 
 

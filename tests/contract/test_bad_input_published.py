@@ -216,19 +216,19 @@ def untracked(*_: object) -> Iterator[StageRun]:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_damaged_file_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
-    file, change, said = REFUSED[case]
+    file, change, message = REFUSED[case]
     checkout = Checkout(tmp_path, capfd, file)
     path = checkout.data_dir / file
     path.write_bytes(change(path.read_bytes()))
     code, lines = checkout.prepare()
     assert (code, len(lines)) == (2, 1), lines
-    assert re.search(said, lines[0]), lines[0]
+    assert re.search(message, lines[0]), lines[0]
     assert lines[0].isprintable()
     assert checkout.list_written() == []
     ended = CliRunner().invoke(cli.app, ["data", "check", "--source", checkout.source, str(checkout.data_dir)])
     assert ended.exit_code == 2
     assert ended.stderr.count("\n") == 1
-    assert re.search(said, ended.stderr)
+    assert re.search(message, ended.stderr)
 
 
 @pytest.mark.parametrize("case", TAKEN)
@@ -242,7 +242,7 @@ def test_harmless_oddity_is_taken(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("file", "picture", "said"),
+    ("file", "picture", "message"),
     [
         (
             CSV,
@@ -257,13 +257,13 @@ def test_harmless_oddity_is_taken(tmp_path: Path, capfd: pytest.CaptureFixture[s
     ],
 )
 def test_id_without_a_file_is_refused_above_the_set_rate(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str, picture: str, said: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str, picture: str, message: str
 ) -> None:
     checkout = Checkout(tmp_path, capfd, file)
     (checkout.data_dir / picture).unlink()
     code, (line,) = checkout.prepare()
     assert code == 2
-    assert re.search(said, line)
+    assert re.search(message, line)
     assert checkout.list_written() == []
 
 

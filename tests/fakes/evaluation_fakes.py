@@ -28,7 +28,7 @@ from pipeline.files.store import (
 from pipeline.reranking import scorer as scorer_module
 from pipeline.retrieval.encoder import F32
 from pipeline.retrieval.index import DocumentVectors
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.views import PixelBox, ViewKey
 from pipeline.runs.tracking import null_run
 from pipeline.stages import answer as answer_stage
@@ -64,7 +64,7 @@ WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class FakeView:
+class FakeRanking:
     outcome: Outcome
     scores_K: Any
 
@@ -84,14 +84,14 @@ class FakeScorer:
         self._queries = {query.query_id: query for query in queries}
         self._pools = {pool.query_id: pool for pool in pools}
 
-    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeView]:
+    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeRanking]:
         return [self._score(query_id, box) for query_id, box in views]
 
-    def _score(self, query_id: str, box: Box | None) -> FakeView:
+    def _score(self, query_id: str, box: Box | None) -> FakeRanking:
         pool, target = self._pools[query_id], self._queries[query_id].target_box
         gain = 0.0 if target is None or box is None else compute_iou(box, target) - 0.2
         scores = np.array(pool.scores) + self._strength * gain * np.array(pool.relevance)
-        return FakeView(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
+        return FakeRanking(compute_outcome(scores, pool.relevance, pool.num_relevant), scores)
 
 
 _OUTSIDE = 0.15
@@ -259,8 +259,8 @@ def _invent_query(rng: np.random.Generator, split: Split, i: int) -> Query:
     query_id = f"{'q' if split == 'test' else 'v'}{i:02d}"
     x0, y0 = (float(value) for value in rng.uniform(0.05, 0.55, size=2))
     target = Box(x0, y0, x0 + 0.4, y0 + 0.4)
-    said = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
-    numbers = " ".join(str(value) for value in said.as_tuple())
+    answered = Box(0.0, 0.0, 0.15, 0.15) if i % 6 == 5 else target  # at times the policy looks away
+    numbers = " ".join(str(value) for value in answered.as_tuple())
     return Query(
         query_id=query_id,
         split=split,

@@ -201,8 +201,8 @@ def test_boxes_are_read_and_taught_in_the_frame_of_their_own_picture(trained: Tr
     reward = PolicyReward(trained.scorer, policy, RewardParams())  # type: ignore[arg-type]
     for query_id, text in zip(_QUESTIONS, taught, strict=True):
         ids = policy.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        said, decision = reward.parse(query_id, ids)
-        assert said.strip() == text
+        completion, decision = reward.parse(query_id, ids)
+        assert completion.strip() == text
         assert isinstance(decision, Crop)
         got = [decision.box.x0, decision.box.y0, decision.box.x1, decision.box.y1]
         assert got == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.02)

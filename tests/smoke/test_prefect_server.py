@@ -31,11 +31,11 @@ print("hello from", sys.argv[1], flush=True)
 pathlib.Path("artifacts/metrics").mkdir(parents=True, exist_ok=True)
 how = pathlib.Path(f"{sys.argv[1]}.how")
 if how.is_file():
-    said = how.read_text()
+    text = how.read_text()
     how.unlink()
-    if said == "killed":
+    if text == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    print("error:", said, file=sys.stderr)
+    print("error:", text, file=sys.stderr)
     sys.exit(2)
 pathlib.Path(f"artifacts/{sys.argv[1]}.txt").write_text(os.environ["REGION_R1_PARENT_RUN_ID"])
 """

@@ -40,8 +40,8 @@ def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         monkeypatch.setattr(report_stage, "render_page", render_with_behaviour)
         ask_and_evaluate(fakes.NOT_SEARCHED, workspace)
         lacking = {pool.query_id for pool in world.pools if not pool.has_positive}
-        judged = load_qrels(workspace.tables_dir / "qrels.parquet")
-        fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in judged if qrel.query_id in lacking})
+        qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
+        fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in qrels if qrel.query_id in lacking})
         report_stage.run(PARAMS, workspace, null_run())
     return workspace.report_dir / "report.html"
 
@@ -65,7 +65,7 @@ class _Watched:
         self.page: Page = context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(f"{said.type}: {said.text}"))
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())

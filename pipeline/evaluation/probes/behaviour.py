@@ -103,13 +103,13 @@ def describe_behaviour(
         seed: of the bootstrap and the randomisation test.
         carried_threshold: one that another run has chosen, None where val is to choose.
     """
-    sure = Bootstrap(params, seed, test.queries)
-    ranked = {method: split_by_rank(table, method, sure) for method in RANKED_METHODS}
+    bootstrap = Bootstrap(params, seed, test.queries)
+    ranked = {method: split_by_rank(table, method, bootstrap) for method in RANKED_METHODS}
     limit = RiskLimit(params.harm_bound, params.harm_level)
     threshold = probe_threshold(
-        val, probed.forced_val, test, probed.forced_test, scorer, limit, sure, carried=carried_threshold
+        val, probed.forced_val, test, probed.forced_test, scorer, limit, bootstrap, carried=carried_threshold
     )
-    selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, probed.num_samples, sure)
+    selection = probe_selection(test, choices["rgrpo"], probed.samples, scorer, probed.num_samples, bootstrap)
     tree: dict[str, Any] = {
         "by_baseline_rank": {
             method: {name: asdict(bucket) for name, bucket in buckets.items()} for method, buckets in ranked.items()
@@ -118,11 +118,11 @@ def describe_behaviour(
         "selection": asdict(selection),
     }
     if second is not None:
-        tree["transfer"] = asdict(probe_transfer(choices, test, second, sure))
+        tree["transfer"] = asdict(probe_transfer(choices, test, second, bootstrap))
     return tree
 
 
-def split_by_rank(table: ResultTable, method: str, sure: Bootstrap) -> dict[str, RankBucket]:
+def split_by_rank(table: ResultTable, method: str, bootstrap: Bootstrap) -> dict[str, RankBucket]:
     """Return bucket of the full image's first rank -> what the method does there."""
     ranks = [row.first_rank for row in table.rows["full"]]
     members = {
@@ -130,23 +130,23 @@ def split_by_rank(table: ResultTable, method: str, sure: Bootstrap) -> dict[str,
         for name, low, high in RANK_BUCKETS
     }
     members[NO_POSITIVE] = np.array([rank is None for rank in ranks], dtype=np.float64)
-    return {name: _fill_bucket(table, method, member_Q, sure) for name, member_Q in members.items()}
+    return {name: _fill_bucket(table, method, member_Q, bootstrap) for name, member_Q in members.items()}
 
 
 def probe_transfer(
-    choices: Mapping[str, Sequence[Choice]], test: QuerySet, second: SecondScorer, sure: Bootstrap
+    choices: Mapping[str, Sequence[Choice]], test: QuerySet, second: SecondScorer, bootstrap: Bootstrap
 ) -> TransferFigures:
     """Rank the same pools by the same views with another scorer; no policy is asked again."""
     table = rank_choices({name: choices[name] for name in TRANSFERRED_METHODS}, test, second.scorer)
     return TransferFigures(
         scorer=second.name,
         model_type=second.model_type,
-        methods={name: measure_method(table, name, sure) for name in TRANSFERRED_METHODS},
-        rgrpo_minus_full=compare_methods(table, "rgrpo", "full", sure),
+        methods={name: measure_method(table, name, bootstrap) for name in TRANSFERRED_METHODS},
+        rgrpo_minus_full=compare_methods(table, "rgrpo", "full", bootstrap),
     )
 
 
-def _fill_bucket(table: ResultTable, method: str, member_Q: F64, sure: Bootstrap) -> RankBucket:
+def _fill_bucket(table: ResultTable, method: str, member_Q: F64, bootstrap: Bootstrap) -> RankBucket:
     cropped_Q = table.decided(method, "region") * member_Q
     rises = [
         row.reciprocal_rank > full.reciprocal_rank
@@ -155,7 +155,7 @@ def _fill_bucket(table: ResultTable, method: str, member_Q: F64, sure: Bootstrap
     return RankBucket(
         num_queries=int(member_Q.sum()),
         num_cropped=int(cropped_Q.sum()),
-        rc_rate=sure.interval(cropped_Q, member_Q),
-        first_when_cropped=sure.interval(cropped_Q * table.hit_at(method, 1), cropped_Q),
-        improved_when_cropped=sure.interval(cropped_Q * np.array(rises, dtype=np.float64), cropped_Q),
+        rc_rate=bootstrap.interval(cropped_Q, member_Q),
+        first_when_cropped=bootstrap.interval(cropped_Q * table.hit_at(method, 1), cropped_Q),
+        improved_when_cropped=bootstrap.interval(cropped_Q * np.array(rises, dtype=np.float64), cropped_Q),
     )

@@ -20,7 +20,7 @@ from pipeline.core.statistics.significance import Interval
 from pipeline.evaluation.answers.reading import Samples
 from pipeline.evaluation.figures import Bootstrap, Difference
 from pipeline.evaluation.measures import compare_methods, measure_method, rank_choices
-from pipeline.evaluation.methods import Choice, QuerySet, Scorer, View
+from pipeline.evaluation.methods import Choice, PoolRanking, QuerySet, Scorer
 from pipeline.types import Answer, Box, Crop, Query
 
 SAMPLING_TEMPERATURE: Final = 1.0
@@ -47,7 +47,7 @@ class SelectionFigures:
 
 
 def probe_selection(
-    test: QuerySet, greedy: Sequence[Choice], samples: Samples, scorer: Scorer, num_samples: int, sure: Bootstrap
+    test: QuerySet, greedy: Sequence[Choice], samples: Samples, scorer: Scorer, num_samples: int, bootstrap: Bootstrap
 ) -> SelectionFigures:
     """Measure what choosing among sampled crops brings over the greedy one."""
     boxes = {query_id: _list_boxes(answers) for query_id, answers in samples.items()}
@@ -61,8 +61,8 @@ def probe_selection(
         num_samples=num_samples,
         temperature=SAMPLING_TEMPERATURE,
         num_malformed_samples=sum(len(samples[query_id]) - len(boxes[query_id]) for query_id in samples),
-        methods={name: measure_method(table, name, sure) for name in choices},
-        minus_greedy={name: compare_methods(table, name, "greedy", sure) for name in ("widest_gap", "median_box")},
+        methods={name: measure_method(table, name, bootstrap) for name in choices},
+        minus_greedy={name: compare_methods(table, name, "greedy", bootstrap) for name in ("widest_gap", "median_box")},
     )
 
 
@@ -70,8 +70,8 @@ def pick_widest_gaps(boxes: Mapping[str, Sequence[Box]], scorer: Scorer) -> dict
     """Return each query's box of widest gap; of equals the first. A query without boxes is left out."""
     views = [(query_id, box) for query_id, row in boxes.items() for box in row]
     best: dict[str, tuple[float, Box]] = {}
-    for (query_id, box), view in zip(views, scorer.score_views(views), strict=True):
-        gap = compute_gap(view)
+    for (query_id, box), ranking in zip(views, scorer.score_views(views), strict=True):
+        gap = compute_gap(ranking)
         if query_id not in best or gap > best[query_id][0]:
             best[query_id] = (gap, box)
     return {query_id: box for query_id, (_, box) in best.items()}
@@ -89,9 +89,9 @@ def pick_median_boxes(boxes: Mapping[str, Sequence[Box]]) -> dict[str, Box]:
     }
 
 
-def compute_gap(view: View) -> float:
+def compute_gap(ranking: PoolRanking) -> float:
     """Return the best minus the second best candidate score; a pool has at least two candidates."""
-    second, best = np.partition(view.scores_K, -2)[-2:]
+    second, best = np.partition(ranking.scores_K, -2)[-2:]
     return float(best - second)
 
 

@@ -99,7 +99,7 @@ def probe_threshold(
     test_answers: Sequence[Answer],
     scorer: Scorer,
     limit: RiskLimit,
-    sure: Bootstrap,
+    bootstrap: Bootstrap,
     *,
     carried: float | None = None,
 ) -> ThresholdFigures:
@@ -112,7 +112,7 @@ def probe_threshold(
         test_answers: the policy's forced answers, aligned.
         scorer: ranks the pools.
         limit: bound on harm and its level.
-        sure: of the intervals.
+        bootstrap: of the intervals.
         carried: a threshold that another run has chosen on its val, to be measured in place of one of our own.
     """
     val_curve = trace_curve(val, val_answers, scorer)
@@ -120,7 +120,7 @@ def probe_threshold(
     point = None if carried is not None else choose_threshold(val_curve, num_pictures, limit)
     chosen = carried if point is None else point.threshold
     choices = apply_threshold(math.inf if chosen is None else chosen, test_answers)
-    figures = measure_method(rank_choices({"threshold": choices}, test, scorer), "threshold", sure)
+    figures = measure_method(rank_choices({"threshold": choices}, test, scorer), "threshold", bootstrap)
     return ThresholdFigures(
         harm_bound=limit.bound,
         harm_level=limit.level,

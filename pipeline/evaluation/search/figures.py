@@ -42,38 +42,40 @@ def describe_search(
         seed: of the bootstrap and the randomisation test.
     """
     table = ResultTable([row for method_rows in rows.values() for row in method_rows], test.pools)
-    sure = Bootstrap(params, seed, test.queries)
+    bootstrap = Bootstrap(params, seed, test.queries)
     others = {"full": "full", "base": "base", "best_rule": best_rule, RERANKED: RERANKED}
     shown = [method for method in dict.fromkeys(["full", best_rule, RERANKED, headline]) if method is not None]
     return {
-        "search": {method: _measure(table, method, sure) for method in rows},
+        "search": {method: _measure(table, method, bootstrap) for method in rows},
         "paired_search": {
-            f"rgrpo_minus_{name}": {metric: _compare(table, headline, other, metric, sure) for metric in PAIR_METRICS}
+            f"rgrpo_minus_{name}": {
+                metric: _compare(table, headline, other, metric, bootstrap) for metric in PAIR_METRICS
+            }
             for name, other in others.items()
             if other is not None
         },
         "search_breakdown": {
-            tag: {value: _describe_part(table, member_Q, shown, sure) for value, member_Q in values.items()}
+            tag: {value: _describe_part(table, member_Q, shown, bootstrap) for value, member_Q in values.items()}
             for tag, values in list_members(test.queries).items()
         },
     }
 
 
-def _measure(table: ResultTable, method: str, sure: Bootstrap) -> dict[str, Any]:
-    return {metric: _plain(sure.interval(*table.compute_terms(method, metric))) for metric in SEARCH_METRICS}
+def _measure(table: ResultTable, method: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    return {metric: _plain(bootstrap.interval(*table.compute_terms(method, metric))) for metric in SEARCH_METRICS}
 
 
-def _compare(table: ResultTable, a: str, b: str, metric: str, sure: Bootstrap) -> dict[str, float] | None:
+def _compare(table: ResultTable, a: str, b: str, metric: str, bootstrap: Bootstrap) -> dict[str, float] | None:
     a_Q, denominator_Q = table.compute_terms(a, metric)
-    return _plain(sure.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q))
+    return _plain(bootstrap.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q))
 
 
-def _describe_part(table: ResultTable, member_Q: F64, methods: Sequence[str], sure: Bootstrap) -> dict[str, Any]:
+def _describe_part(table: ResultTable, member_Q: F64, methods: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
     return {
         "num_queries": int(member_Q.sum()),
         "methods": {
             method: {
-                metric: _plain(sure.interval(table.compute_terms(method, metric)[0] * member_Q, member_Q))
+                metric: _plain(bootstrap.interval(table.compute_terms(method, metric)[0] * member_Q, member_Q))
                 for metric in BREAKDOWN_METRICS
             }
             for method in methods

@@ -18,13 +18,13 @@ from pipeline.config import Params
 from pipeline.core.ranking import rank_candidates
 from pipeline.core.region_search import Reshaping
 from pipeline.evaluation.methods import Choice, QuerySet
-from pipeline.evaluation.rows import FusedView, Ranked, build_rows
+from pipeline.evaluation.rows import FusedRanking, Ranked, build_rows
 from pipeline.files.store import load_qrels
 from pipeline.reranking.fusion import fuse_ranks, fuse_scores
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval.encoder import F32, name_encoder
 from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.views import ViewEncoder, ViewKey
 from pipeline.types import Crop, Decision, Malformed, Pool, Query, QueryResult
@@ -197,9 +197,9 @@ class Searcher:
         )
 
 
-def rank_as_pooled(pool: Pool) -> FusedView:
-    """Return the view that ranks a pool by the scores that stand in it."""
-    return FusedView.of(np.asarray(pool.scores), pool)
+def rank_as_pooled(pool: Pool) -> FusedRanking:
+    """Return the ranking of a pool by the scores that stand in it."""
+    return FusedRanking.of(np.asarray(pool.scores), pool)
 
 
 def _reshape(decision: Decision, query: Query, shape: Reshaping) -> Decision:

@@ -64,7 +64,7 @@ def drop_beyond_action(tokenizer: Untyped, completion_ids: Sequence[int], end_id
 
     Args:
         tokenizer: of the policy.
-        completion_ids: forced opening, spoken tokens, and whatever the row was padded with.
+        completion_ids: forced opening, generated tokens, and whatever the row was padded with.
         end_ids: tokens that end an answer.
     """
     num_tokens = len(completion_ids)

@@ -30,7 +30,7 @@ class AnswerTokens:
     Attributes:
         end_ids: tokens that end an answer.
         pad_id: fills rows that ended before others.
-        picture_id: stands for a picture in the prompt. Spoken, it would ask for features that no picture gave.
+        picture_id: stands for a picture in the prompt. Generated, it would ask for features that no picture gave.
     """
 
     end_ids: tuple[int, ...]
@@ -46,7 +46,7 @@ class GenerationSettings:
         max_new_tokens: longest answer, forced opening included.
         do_sample: draw each token; else take the likeliest.
         temperature: logits are divided by it before a token is drawn; above 0.
-        tokens: ends, padding, what is never spoken.
+        tokens: ends, padding, what is never generated.
         top_k: likeliest tokens that are drawn from; 0 is all of them.
         top_p: their mass; 1 is all of it.
         repetition_penalty: 1 is none. A box repeats digits, and a penalty would move it.

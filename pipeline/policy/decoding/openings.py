@@ -34,18 +34,18 @@ def read_opening(tokenizer: Untyped, completion_ids: Sequence[int]) -> tuple[int
         REGION or FULL with the number of tokens that spell the opening; MALFORMED with the number of tokens up to the
         one that leaves both openings. A row that ends before it opens anything counts up to its last text. At least 1.
     """
-    num_said, said = 1, ""
+    num_tokens, seen = 1, ""
     for count in range(1, len(completion_ids) + 1):
         text = tokenizer.decode(completion_ids[:count], skip_special_tokens=True).lstrip()
-        if text == said:
+        if text == seen:
             continue
-        num_said, said = count, text
+        num_tokens, seen = count, text
         for opening, code in _ARMS:
             if text.startswith(opening):
                 return code, count
         if not any(opening.startswith(text) for opening, _ in _ARMS):
             break
-    return MALFORMED, num_said
+    return MALFORMED, num_tokens
 
 
 class FirstTokenProbability(LogitsProcessor):  # type: ignore[misc]
@@ -58,7 +58,7 @@ class FirstTokenProbability(LogitsProcessor):  # type: ignore[misc]
         num_prompt_tokens: length of the padded prompts.
 
     Attributes:
-        p_B: the probabilities after `generate`, among the tokens that may be spoken.
+        p_B: the probabilities after `generate`, among the tokens that may be generated.
     """
 
     def __init__(self, token_id: int, num_prompt_tokens: int) -> None:

@@ -24,8 +24,8 @@ def _write_result(report: Mapping[str, Any]) -> str:
     differences = {
         words: report["paired_search"][f"rgrpo_minus_{name}"]["recall_at_1"] for name, words in _BARS.items()
     }
-    said = _say_direction(differences)
-    return f"{said} Share of all {report['num_queries']:,} test queries with one first: {_list_figures(report)}."
+    verdict = _say_direction(differences)
+    return f"{verdict} Share of all {report['num_queries']:,} test queries with one first: {_list_figures(report)}."
 
 
 def _say_direction(differences: Mapping[str, Mapping[str, Any]]) -> str:

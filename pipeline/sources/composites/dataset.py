@@ -20,8 +20,8 @@ from pipeline.files.images import load_upright
 from pipeline.files.store import load_documents, replace_dir
 from pipeline.process.progress import track
 from pipeline.sources.composites import Asked, Composite, Single
+from pipeline.sources.composites.composition import ComposeSettings, Composition, compose
 from pipeline.sources.composites.pictures import join_photos
-from pipeline.sources.composites.plan import ComposeSettings, Composition, plan_composition
 from pipeline.sources.formats.jsonl import DOCUMENTS_FILE, QUERIES_FILE
 from pipeline.sources.judging.inspection import BATCH_SIZE, NUM_THREADS, split_batches
 from pipeline.types import SPLITS, Box, Document, Split
@@ -50,7 +50,7 @@ def compose_dataset(params: DataParams, workspace: Workspace, out: Path, setting
         DataError: no two photos may stand side by side, or a file cannot be read.
     """
     _check_place(out, workspace.data_dir)
-    composition = plan_composition(params, workspace.tables_dir, settings)
+    composition = compose(params, workspace.tables_dir, settings)
     documents = load_documents(workspace.tables_dir / "documents.parquet")
     with replace_dir(out) as folder:
         _write_documents(documents, workspace.data_dir, folder)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources import RawDocument, RawQuery
 from pipeline.sources.formats.infoseek import read_data_splits
 from pipeline.sources.formats.knowledge_base import read_knowledge_base
 from pipeline.sources.formats.layout import SourceFiles
@@ -45,12 +45,12 @@ class EvqaSource:
         self._finder = PictureFinder(files.data_dir, files.images_dir)
         self.census = self._finder.census
 
-    def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
+    def read_documents(self) -> Iterator[RawDocument | Reject]:
         """Yield the entries of the knowledge base; nothing where there is only an annotation file."""
         if self._files.knowledge_base is not None:
             yield from read_knowledge_base(self._files.knowledge_base, self._finder, self._max_text_chars)
 
-    def read_queries(self) -> Iterator[QueryCandidate | Reject]:
+    def read_queries(self) -> Iterator[RawQuery | Reject]:
         """Yield the rows of the annotation files, split by split."""
         for inaturalist_split, wanted_ids in self._collect_inaturalist_ids().items():
             self._finder.load_inaturalist_names(inaturalist_split, wanted_ids)
@@ -67,7 +67,7 @@ class EvqaSource:
                         wanted[names].add(_first_image_id(cells))
         return wanted
 
-    def _read_split(self, split: Split, path: Path) -> Iterator[QueryCandidate | Reject]:
+    def _read_split(self, split: Split, path: Path) -> Iterator[RawQuery | Reject]:
         data_splits = read_data_splits(path.parent)
         num_single_hop = 0
         for row, cells in read_csv_records(path, COLUMNS):
@@ -83,7 +83,7 @@ class EvqaSource:
 
     def _to_query(
         self, source_id: str, split: Split, number: int, cells: Mapping[str, str], data_splits: Mapping[str, str]
-    ) -> QueryCandidate | Reject:
+    ) -> RawQuery | Reject:
         bad_column = _find_undecoded(cells)
         if bad_column is not None:
             return Reject(source_id=source_id, reason="not_utf8", detail=f"{bad_column} holds bytes that are not UTF-8")
@@ -102,7 +102,7 @@ class EvqaSource:
             return Reject(source_id=source_id, reason="invalid_row", detail=str(error))
         except LookupError as error:
             return Reject(source_id=source_id, reason="image_missing", detail=str(error.args[0]))
-        return QueryCandidate(
+        return RawQuery(
             source_id=source_id,
             query_id=query_id,
             split=self._files.val_cut.place(split, cells["wikipedia_url"]),

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import DataError
-from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources import RawDocument, RawQuery
 from pipeline.sources.formats.jsonl import Identifier, parse_row
 from pipeline.sources.formats.knowledge_base import join_sections
 from pipeline.sources.formats.layout import SourceFiles
@@ -65,7 +65,7 @@ class InfoseekSource:
         self._finder = PictureFinder(files.data_dir, files.images_dir)
         self.census = self._finder.census
 
-    def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
+    def read_documents(self) -> Iterator[RawDocument | Reject]:
         """Yield Wiki6M's articles; a repeated entity is left out. Nothing where there is only an annotation file."""
         path = self._files.knowledge_base
         if path is None:
@@ -82,7 +82,7 @@ class InfoseekSource:
             else:
                 yield self._to_document(source_id, row)
 
-    def read_queries(self) -> Iterator[QueryCandidate | Reject]:
+    def read_queries(self) -> Iterator[RawQuery | Reject]:
         """Yield the questions, split by split.
 
         Raises:
@@ -107,13 +107,13 @@ class InfoseekSource:
             if isinstance(row, Reject):
                 raise DataError(row.detail, path=path, row=number)
             if entities.setdefault(row.data_id, row.entity_id) != row.entity_id:
-                said = f"gives {row.data_id} the entity {row.entity_id}, an earlier row {entities[row.data_id]}"
-                raise DataError(said, path=path, row=number)
+                message = f"gives {row.data_id} the entity {row.entity_id}, an earlier row {entities[row.data_id]}"
+                raise DataError(message, path=path, row=number)
         return entities
 
     def _to_query(
         self, source_id: str, split: Split, row: _Question, entities: Mapping[str, str] | None
-    ) -> QueryCandidate | Reject:
+    ) -> RawQuery | Reject:
         try:
             image_path = self._finder.find_query_picture("infoseek", row.image_id, inaturalist_split="")
         except ValueError as error:
@@ -122,7 +122,7 @@ class InfoseekSource:
         if entities is not None and entity_id is None:
             detail = f"the withkb file names no entity for {row.data_id}"
             return Reject(source_id=source_id, reason="no_relevant_document", detail=detail)
-        return QueryCandidate(
+        return RawQuery(
             source_id=source_id,
             query_id=row.data_id,
             split=split if entity_id is None else self._files.val_cut.place(split, entity_id),
@@ -132,10 +132,10 @@ class InfoseekSource:
             tags={"split": _shorten_split(row.data_split)},
         )
 
-    def _to_document(self, source_id: str, row: _Article) -> DocumentCandidate:
+    def _to_document(self, source_id: str, row: _Article) -> RawDocument:
         text = join_sections([row.wikipedia_summary or row.wikipedia_content or ""], self._max_text_chars)
         has_picture = bool(row.wikipedia_image_url)
-        return DocumentCandidate(
+        return RawDocument(
             source_id=source_id,
             doc_id=row.wikidata_id,
             title=row.wikipedia_title,

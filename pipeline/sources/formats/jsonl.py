@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources import RawDocument, RawQuery
 from pipeline.sources.formats.pictures import ImageCensus
 from pipeline.sources.formats.streams import BYTE_ORDER_MARK, JOINED, read_lines
 from pipeline.sources.judging.ids import ID_PATTERN, MAX_ID_CHARS, check_visible
@@ -57,7 +57,7 @@ class QueryRow(_Row):
 
 
 RowModel = TypeVar("RowModel", bound=BaseModel)
-Candidate = TypeVar("Candidate")
+RawRow = TypeVar("RawRow")
 
 
 class JsonlSource:
@@ -70,23 +70,21 @@ class JsonlSource:
         self._data_dir = data_dir
         self._queries_file = queries_file
 
-    def read_documents(self) -> Iterator[DocumentCandidate | Reject]:
+    def read_documents(self) -> Iterator[RawDocument | Reject]:
         """Yield the rows of documents.jsonl."""
         return _read_rows(self._data_dir / DOCUMENTS_FILE, DocumentRow, _to_document)
 
-    def read_queries(self) -> Iterator[QueryCandidate | Reject]:
+    def read_queries(self) -> Iterator[RawQuery | Reject]:
         """Yield the rows of queries.jsonl, or of the file that stands for it."""
         return _read_rows(self._data_dir / self._queries_file, QueryRow, _to_query)
 
 
-def _to_document(source_id: str, row: DocumentRow) -> DocumentCandidate:
-    return DocumentCandidate(
-        source_id=source_id, doc_id=row.doc_id, title=row.title, text=row.text, image_paths=row.images
-    )
+def _to_document(source_id: str, row: DocumentRow) -> RawDocument:
+    return RawDocument(source_id=source_id, doc_id=row.doc_id, title=row.title, text=row.text, image_paths=row.images)
 
 
-def _to_query(source_id: str, row: QueryRow) -> QueryCandidate:
-    return QueryCandidate(
+def _to_query(source_id: str, row: QueryRow) -> RawQuery:
+    return RawQuery(
         source_id=source_id,
         query_id=row.query_id,
         split=row.split,
@@ -99,12 +97,12 @@ def _to_query(source_id: str, row: QueryRow) -> QueryCandidate:
 
 
 def _read_rows(
-    path: Path, model: type[RowModel], to_candidate: Callable[[str, RowModel], Candidate]
-) -> Iterator[Candidate | Reject]:
+    path: Path, model: type[RowModel], to_raw: Callable[[str, RowModel], RawRow]
+) -> Iterator[RawRow | Reject]:
     for number, line in read_lines(path):
         source_id = f"{path.name}:{number}"
         row = parse_row(source_id, line, model)
-        yield row if isinstance(row, Reject) else to_candidate(source_id, row)
+        yield row if isinstance(row, Reject) else to_raw(source_id, row)
 
 
 def parse_row(source_id: str, line: bytes, model: type[RowModel]) -> RowModel | Reject:

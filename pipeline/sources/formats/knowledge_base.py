@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.sources import DocumentCandidate
+from pipeline.sources import RawDocument
 from pipeline.sources.formats.pictures import PictureFinder
 from pipeline.sources.formats.streams import RepeatedKey, read_json_entries
 from pipeline.sources.judging.ids import check_id
@@ -26,7 +26,7 @@ class _Entry(BaseModel):
     image_urls: list[str]
 
 
-def read_knowledge_base(path: Path, finder: PictureFinder, max_text_chars: int) -> Iterator[DocumentCandidate | Reject]:
+def read_knowledge_base(path: Path, finder: PictureFinder, max_text_chars: int) -> Iterator[RawDocument | Reject]:
     """Yield one item per entry, in file order; the n-th has `source_id` FILE:n.
 
     A document's text is its sections in order, cut after `max_text_chars` characters: the frozen encoder reads
@@ -46,13 +46,13 @@ def read_knowledge_base(path: Path, finder: PictureFinder, max_text_chars: int) 
             yield Reject(source_id=source_id, reason="invalid_row", detail=_describe(error))
 
 
-def _to_document(source_id: str, url: str, value: Any, finder: PictureFinder, max_chars: int) -> DocumentCandidate:  # noqa: ANN401 - JSON
+def _to_document(source_id: str, url: str, value: Any, finder: PictureFinder, max_chars: int) -> RawDocument:  # noqa: ANN401 - JSON
     entry = _Entry.model_validate(value)
     check_id("the entry's URL", url)
     if len(entry.section_titles) != len(entry.section_texts):
         raise ValueError(f"{len(entry.section_titles)} section titles, {len(entry.section_texts)} section texts")
     pictures = dict.fromkeys(path for image in entry.image_urls for path in finder.find_encyclopedia_picture(image))
-    return DocumentCandidate(
+    return RawDocument(
         source_id=source_id,
         doc_id=url,
         title=entry.title,

@@ -135,14 +135,14 @@ class PictureFinder:
             self.census.count_query(dataset, image_id, "unresolved", None)
             return str(self._images_dir / "inaturalist" / image_id)
         if dataset == "inaturalist":
-            candidates = self._name_inaturalist(inaturalist_split, image_id)
+            names = self._name_inaturalist(inaturalist_split, image_id)
         elif dataset == "landmarks":
-            candidates = [f"landmarks/{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg"]
+            names = [f"landmarks/{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg"]
         else:
             number = image_id.removeprefix("oven_")
             folders = (f"oven_images/{number[:2]}", "oven_images")
-            candidates = [f"{folder}/{image_id}{suffix}" for folder in folders for suffix in OVEN_SUFFIXES]
-        paths = [str(self._images_dir / candidate) for candidate in candidates]
+            names = [f"{folder}/{image_id}{suffix}" for folder in folders for suffix in OVEN_SUFFIXES]
+        paths = [str(self._images_dir / name) for name in names]
         found = next((path for path in paths if self._is_file(path)), None)
         state: State = "found" if found else "unresolved" if self._data_dir is None else "missing"
         self.census.count_query(dataset, image_id, state, found or paths[0])
@@ -156,11 +156,11 @@ class PictureFinder:
         """Return the file of a picture of an encyclopedia entry, or nothing where there is none."""
         return self._find_document_picture("knowledge_base", _name_encyclopedia_picture(url))
 
-    def _find_document_picture(self, dataset: str, candidates: list[str]) -> tuple[str, ...]:
+    def _find_document_picture(self, dataset: str, names: list[str]) -> tuple[str, ...]:
         folder = str(self._images_dir / dataset) if dataset == "knowledge_base" else str(self._images_dir)
         if folder not in self._folders:
             self._folders[folder] = self._data_dir is not None and (self._data_dir / folder).is_dir()
-        paths = (str(self._images_dir / candidate) for candidate in candidates) if self._folders[folder] else iter(())
+        paths = (str(self._images_dir / name) for name in names) if self._folders[folder] else iter(())
         found = next((path for path in paths if self._is_file(path)), None)
         self.census.count_document(dataset, "found" if found else "missing")
         return (found,) if found else ()

@@ -107,8 +107,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with open_text(path) as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), start=1):
             if len(line) == MAX_LINE_BYTES:
-                said = f"is longer than {MAX_LINE_BYTES >> 20} MiB; there must be one JSON object a line"
-                raise DataError(said, path=path, row=number)
+                message = f"is longer than {MAX_LINE_BYTES >> 20} MiB; there must be one JSON object a line"
+                raise DataError(message, path=path, row=number)
             if line.strip():
                 num_rows += 1
                 yield number, line
@@ -209,8 +209,8 @@ def _build_value(events: Iterator[tuple[str, Any]], path: Path, number: int) -> 
 
 def _describe(error: ValueError) -> str:
     """Return what the parser said; it gives bytes where the text is not UTF-8."""
-    said = error.args[0] if error.args else error
-    text = said.decode("utf-8", "backslashreplace") if isinstance(said, bytes) else str(said)
+    message = error.args[0] if error.args else error
+    text = message.decode("utf-8", "backslashreplace") if isinstance(message, bytes) else str(message)
     line = " ".join(text.partition("(right here)")[0].split())[:160]
     return f"{line}; {JOINED}" if BYTE_ORDER_MARK in text else line
 

@@ -8,14 +8,14 @@ from typing import Final
 from pipeline.core.inputs.texts import find_question_fault, is_blank, is_one_line
 from pipeline.errors import write_on_one_line
 from pipeline.files.images import ImageFacts
-from pipeline.sources import DocumentCandidate, QueryCandidate
+from pipeline.sources import RawDocument, RawQuery
 from pipeline.sources.judging.inspection import ImageReport
 from pipeline.types import Box, Reject
 
 MAX_DETAIL_CHARS: Final = 400
 
 
-def find_document_fault(document: DocumentCandidate, earlier_row: str | None, images: ImageReport) -> Reject | None:
+def find_document_fault(document: RawDocument, earlier_row: str | None, images: ImageReport) -> Reject | None:
     """Return what is wrong with a document.
 
     Args:
@@ -34,7 +34,7 @@ def find_document_fault(document: DocumentCandidate, earlier_row: str | None, im
     )
 
 
-def find_query_fault(query: QueryCandidate, first_row: str, max_question_chars: int) -> Reject | None:
+def find_query_fault(query: RawQuery, first_row: str, max_question_chars: int) -> Reject | None:
     """Return what is wrong with a query by itself, without looking at pictures or documents.
 
     Args:

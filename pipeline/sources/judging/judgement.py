@@ -1,4 +1,4 @@
-"""Candidates -> what is kept and what is rejected, in the same way for every source.
+"""Raw rows -> what is kept and what is rejected, in the same way for every source.
 
 Rows are judged in file order and get the first reason that applies; docs/data-format.md has the table of
 reasons. Documents stream through: only ids and verdicts stay in memory.
@@ -15,7 +15,7 @@ from pipeline.core.inputs.lookalikes import Fingerprint, find_lookalikes
 from pipeline.core.inputs.texts import clean_text, is_blank, unify_line_ends
 from pipeline.files.images import ImageError, ImageFacts
 from pipeline.process.progress import Advance, track
-from pipeline.sources import DocumentCandidate, QueryCandidate, Source
+from pipeline.sources import RawDocument, RawQuery, Source
 from pipeline.sources.formats.pictures import ImageCensus
 from pipeline.sources.judging.faults import find_document_fault, find_image_fault, find_query_fault, reject_row, shorten
 from pipeline.sources.judging.inspection import BATCH_SIZE, ImageReport, PictureInspector, split_batches
@@ -91,8 +91,8 @@ def _sum_up(
     source: Source,
     *,
     ledger: DocumentLedger,
-    queries: Sequence[QueryCandidate],
-    kept_queries: Sequence[QueryCandidate],
+    queries: Sequence[RawQuery],
+    kept_queries: Sequence[RawQuery],
     images: ImageReport,
     lookalikes: Lookalikes,
     misshapen: Sequence[Reject],
@@ -118,7 +118,7 @@ def _sum_up(
     )
 
 
-def match_lookalikes(queries: Iterable[QueryCandidate], images: ImageReport) -> Lookalikes:
+def match_lookalikes(queries: Iterable[RawQuery], images: ImageReport) -> Lookalikes:
     """Return which pictures look the same and are used in different splits; those of the same bytes are left out."""
     used: dict[tuple[str, Split], Fingerprint] = {}
     for query in queries:
@@ -134,15 +134,15 @@ def match_lookalikes(queries: Iterable[QueryCandidate], images: ImageReport) -> 
     return found
 
 
-def _divide(rows: Iterable[QueryCandidate | Reject]) -> tuple[list[QueryCandidate], list[Reject]]:
-    candidates: list[QueryCandidate] = []
+def _divide(rows: Iterable[RawQuery | Reject]) -> tuple[list[RawQuery], list[Reject]]:
+    raw: list[RawQuery] = []
     rejects: list[Reject] = []
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(shorten(row))
         else:
-            candidates.append(replace(row, question=unify_line_ends(row.question)))
-    return candidates, rejects
+            raw.append(replace(row, question=unify_line_ends(row.question)))
+    return raw, rejects
 
 
 def _in_file_order(rejects: Sequence[Reject]) -> list[Reject]:
@@ -181,11 +181,11 @@ def _keep_documents(
             )
 
 
-def _clean(document: DocumentCandidate) -> DocumentCandidate:
+def _clean(document: RawDocument) -> RawDocument:
     return replace(document, title=clean_text(document.title), text=clean_text(document.text))
 
 
-def _drop_unusable(document: DocumentCandidate, images: ImageReport, census: ImageCensus) -> DocumentCandidate:
+def _drop_unusable(document: RawDocument, images: ImageReport, census: ImageCensus) -> RawDocument:
     """Leave out pictures that cannot be used, as those without a file were: a published set has some of either."""
     _count_unusable(census, document.image_paths, images)
     usable = tuple(path for path in document.image_paths if isinstance(images[path], ImageFacts))
@@ -200,16 +200,16 @@ def _count_unusable(census: ImageCensus, paths: Iterable[str], images: ImageRepo
 
 
 def _judge_queries(
-    queries: Sequence[QueryCandidate],
+    queries: Sequence[RawQuery],
     ledger: DocumentLedger,
     images: ImageReport,
     lookalikes: Lookalikes,
     max_question_chars: int,
-) -> tuple[list[QueryCandidate], list[Reject]]:
-    kept: list[QueryCandidate] = []
+) -> tuple[list[RawQuery], list[Reject]]:
+    kept: list[RawQuery] = []
     rejects: list[Reject] = []
     first_rows: dict[str, str] = {}
-    image_owners: dict[str, QueryCandidate] = {}
+    image_owners: dict[str, RawQuery] = {}
     for query in queries:
         first_row = first_rows.setdefault(query.query_id, query.source_id)
         fault = find_query_fault(query, first_row, max_question_chars)
@@ -235,7 +235,7 @@ def _judge_queries(
 
 
 def _find_leak(
-    query: QueryCandidate, images: ImageReport, lookalikes: Lookalikes, owners: Mapping[str, QueryCandidate]
+    query: RawQuery, images: ImageReport, lookalikes: Lookalikes, owners: Mapping[str, RawQuery]
 ) -> Reject | None:
     """Return the reject of a query whose picture a kept query of another split has, in the same bytes or in others."""
     sha256 = _hash_of(query, images)
@@ -251,7 +251,7 @@ def _find_leak(
     return None
 
 
-def _hash_of(query: QueryCandidate, images: ImageReport) -> str:
+def _hash_of(query: RawQuery, images: ImageReport) -> str:
     fact = images[query.image_path]
     assert isinstance(fact, ImageFacts)  # others have been rejected
     return fact.sha256

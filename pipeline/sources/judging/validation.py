@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
 from pipeline.files.images import ImageFacts
-from pipeline.sources import QueryCandidate
+from pipeline.sources import RawQuery
 from pipeline.sources.judging.ids import IdList
 from pipeline.sources.judging.inspection import ImageReport
 from pipeline.sources.judging.ledger import DocumentLedger
@@ -52,7 +52,7 @@ def validate_tables(judged: Judgement) -> dict[str, Any]:
     }
 
 
-def _check(judged: Judgement, queries: Sequence[QueryCandidate], *, kept: bool) -> list[dict[str, Any]]:
+def _check(judged: Judgement, queries: Sequence[RawQuery], *, kept: bool) -> list[dict[str, Any]]:
     ledger = judged.ledger
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -164,7 +164,7 @@ def _number_ids(ids: IdList) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport, lookalikes: Lookalikes) -> pd.DataFrame:
+def _query_frame(queries: Sequence[RawQuery], images: ImageReport, lookalikes: Lookalikes) -> pd.DataFrame:
     import pandas as pd
 
     facts = [images[query.image_path] for query in queries]
@@ -190,7 +190,7 @@ def _query_frame(queries: Sequence[QueryCandidate], images: ImageReport, lookali
     return frame
 
 
-def _qrel_frame(ledger: DocumentLedger, queries: Sequence[QueryCandidate], *, kept: bool) -> pd.DataFrame:
+def _qrel_frame(ledger: DocumentLedger, queries: Sequence[RawQuery], *, kept: bool) -> pd.DataFrame:
     import pandas as pd
 
     exists = ledger.is_kept if kept else ledger.is_known

@@ -10,7 +10,7 @@ from typing import Final
 
 from pipeline.config import DataParams
 from pipeline.errors import DataError, write_on_one_line
-from pipeline.sources import QueryCandidate
+from pipeline.sources import RawQuery
 from pipeline.sources.judging.inspection import ImageReport
 from pipeline.sources.judging.ledger import DocumentLedger
 from pipeline.types import Reject, Split
@@ -42,8 +42,8 @@ class Judgement:
     """
 
     ledger: DocumentLedger
-    queries: Sequence[QueryCandidate]
-    kept_queries: Sequence[QueryCandidate]
+    queries: Sequence[RawQuery]
+    kept_queries: Sequence[RawQuery]
     images: ImageReport
     lookalikes: Lookalikes
     rejects: Sequence[Reject]

@@ -207,11 +207,11 @@ def test_the_terminal_needs_80_columns(workspace: Workspace) -> None:
     _plant(workspace, dict.fromkeys(ARMS, 0.5))
     console = Console(width=80, record=True, file=io.StringIO())
     print_summary(summarise(PARAMS, workspace), console)
-    said = console.export_text()
-    assert "…" not in said
-    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+    output = console.export_text()
+    assert "…" not in output
+    assert max(len(line.rstrip()) for line in output.splitlines()) <= 80
     for name in ("stock GRPO", "+ factorised", "dMRR only", "without SFT", "KL off", "group of 16", "0.706 / 0.473"):
-        assert name in said
+        assert name in output
 
 
 def _plant_shared_pictures(workspace: Workspace) -> None:
@@ -265,5 +265,5 @@ def test_a_claim_that_only_luck_among_many_explains_does_not_survive(workspace: 
     assert claim["survives_holm"] is False
     assert "does not survive Holm's correction" in build_markdown(summary)
     _plant(workspace, {"balanced": 1.0})
-    sure = _get_table(summarise(params, workspace), "groups")["rows"][1]["claim"]
-    assert sure["survives_holm"] is True
+    claim = _get_table(summarise(params, workspace), "groups")["rows"][1]["claim"]
+    assert claim["survives_holm"] is True

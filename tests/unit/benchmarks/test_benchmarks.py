@@ -19,7 +19,7 @@ from benchmarks.rewards.floor import embed_crops, list_distinct_crops
 from benchmarks.rewards.reward import DisagreementError, check_agreement, score_naively, score_ours
 from benchmarks.rewards.search_reward import measure_search_reward
 from benchmarks.rewards.setting import Completions, Setting, load_setting
-from benchmarks.run import Plan, run_bench
+from benchmarks.run import Workload, run_bench
 from benchmarks.table import is_met, print_report
 from benchmarks.timing import compute_spread, do_in_turn
 from pipeline.config import Params, PolicyParams, load_params
@@ -140,10 +140,10 @@ def test_groups_of_another_size_keep_their_proportions_and_both_arms(
 
 
 def test_turns_change_who_begins() -> None:
-    said: list[str] = []
+    calls: list[str] = []
     for turn in range(2):
-        assert do_in_turn(lambda: said.append("a") or 1, lambda: said.append("b") or 2, turn) == (1, 2)
-    assert said == ["a", "b", "b", "a"]
+        assert do_in_turn(lambda: calls.append("a") or 1, lambda: calls.append("b") or 2, turn) == (1, 2)
+    assert calls == ["a", "b", "b", "a"]
     assert compute_spread([3.0, 1.0, 2.0]).median == 2.0
 
 
@@ -154,7 +154,7 @@ def test_a_goal_is_met_from_its_own_side() -> None:
 
 @pytest.mark.smoke
 def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
-    report = run_bench(_small_params(), _small_plan(), tmp_path)
+    report = run_bench(_small_params(), _small_workload(), tmp_path)
     json.dumps(report)
     assert report["reward"]["speedup_over_naive"] == report["reward"]["speedup"]["median"]
     assert report["reward"]["over_floor"] == report["reward"]["floor_ratio"]["median"]
@@ -176,8 +176,8 @@ def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
 
 
 def test_make_help_and_readme_name_every_target() -> None:
-    said = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^make ([\w-]+) ", said, re.MULTILINE)
+    output = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^make ([\w-]+) ", output, re.MULTILINE)
     phony = re.search(r"^\.PHONY: (.*)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None and sorted(targets) == sorted(phony[1].split())
     readme = (CHECKOUT / "README.md").read_text()
@@ -196,8 +196,8 @@ def _small_params() -> Params:
     )
 
 
-def _small_plan() -> Plan:
-    return Plan(
+def _small_workload() -> Workload:
+    return Workload(
         num_entities=16,
         num_train=24,
         num_queries=2,
@@ -218,5 +218,5 @@ def _assert_table_names_all_goals(report: dict[str, Any]) -> None:
 
     console = Console(record=True, width=140)
     print_report(report, console)
-    said = console.export_text()
-    assert len(re.findall(r"(?:not )?met", said)) == 5
+    output = console.export_text()
+    assert len(re.findall(r"(?:not )?met", output)) == 5

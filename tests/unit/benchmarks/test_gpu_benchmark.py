@@ -152,10 +152,10 @@ def test_tables_fit_80_columns_whatever_happened(report: dict[str, Any]) -> None
     print_report(report | {"answers": rows, "steps": steps}, console)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    said = "\n".join(lines)
-    assert said.count("out of memory") == 2
-    assert "not measured" in said
-    assert "paper, on an A6000" in said
+    output = "\n".join(lines)
+    assert output.count("out of memory") == 2
+    assert "not measured" in output
+    assert "paper, on an A6000" in output
     assert len(lines) == 3 + 3 + len(rows) + 1 + len(steps) + 2  # nothing is broken into two lines
 
 

@@ -89,7 +89,7 @@ def test_params_check_names_the_fault(tmp_path: Path) -> None:
     ended = runner.invoke(cli.app, ["params", "check", str(path)])
     assert ended.exit_code == 0
     assert "sha256" in ended.stdout
-    for text, said in (
+    for text, message in (
         (shipped.replace("  beta:", "  betta:"), "train.betta: unknown parameter"),
         ("train: {beta: 0.1}\n", "DVC reads this file without our defaults, write out: seed, threads, data,"),
         (shipped + "seed: 8\n", "`seed` stands there again, first in line 3; remove one"),
@@ -97,7 +97,7 @@ def test_params_check_names_the_fault(tmp_path: Path) -> None:
         path.write_text(text)
         ended = runner.invoke(cli.app, ["params", "check", str(path)])
         assert ended.exit_code == 2
-        assert said in ended.stderr
+        assert message in ended.stderr
         assert ended.stderr.count("\n") == 1
 
 
@@ -130,9 +130,9 @@ def test_stage_command_writes_metrics_and_maps_errors(
     assert stage_command.main(["bad"]) == 2
     assert stage_command.main(["stopped"]) == 130
     assert stage_command.main(["unknown"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    output = capsys.readouterr()
+    assert output.out == ""
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert errors == [
         "error: run prepare first",
         "error: unknown stage 'unknown'; there are good, bad, stopped",

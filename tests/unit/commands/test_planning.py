@@ -140,9 +140,9 @@ def test_another_models_time_is_not_taken(tmp_path: Path, on_cpu: None) -> None:
 
 
 def test_dvc_that_cannot_answer_is_said(tmp_path: Path) -> None:
-    stale, said = planning.ask_dvc(tmp_path)
+    stale, answer = planning.ask_dvc(tmp_path)
     assert stale is None
-    assert said.startswith("DVC cannot say")
+    assert answer.startswith("DVC cannot say")
 
 
 def test_a_run_that_is_going_on_is_named_with_its_stage(tmp_path: Path, on_cpu: None) -> None:
@@ -155,9 +155,9 @@ def test_a_run_that_is_going_on_is_named_with_its_stage(tmp_path: Path, on_cpu: 
     assert {stage.stale for stage in plan.stages} == {None}  # DVC is not asked: it is busy
     console = Console(file=io.StringIO(), width=200)
     print_plan(plan, console)
-    said = console.file.getvalue()
-    assert f"a run is going on: pid {os.getpid()} (" in said
-    assert ", in stage train; what is stale is known when it has ended" in said
+    output = console.file.getvalue()
+    assert f"a run is going on: pid {os.getpid()} (" in output
+    assert ", in stage train; what is stale is known when it has ended" in output
 
 
 def test_plan_prints_json_and_text(tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

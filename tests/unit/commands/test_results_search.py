@@ -64,7 +64,7 @@ def test_tables_for_people_hold_the_figure_uncut(label: str) -> None:
 
 
 def test_choices_and_differences_follow_the_tables() -> None:
-    said = " ".join(" ".join(_print(_BARE | fakes.build_search())).split())
-    assert "searching again, base, merged, as chosen on val: box grown by 10 % a side; merged" in said
-    assert "against best rule (base, merged), R@1: +20.0 points (+10.0 to +30.0" in said
-    assert "against re-ranking alone, R@1" in said
+    output = " ".join(" ".join(_print(_BARE | fakes.build_search())).split())
+    assert "searching again, base, merged, as chosen on val: box grown by 10 % a side; merged" in output
+    assert "against best rule (base, merged), R@1: +20.0 points (+10.0 to +30.0" in output
+    assert "against re-ranking alone, R@1" in output

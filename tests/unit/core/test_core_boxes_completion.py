@@ -280,17 +280,17 @@ def test_whatever_follows_an_action_is_cut(lead, action, tail):
 
 @given(actions, st.data())
 def test_an_action_is_not_over_before_its_last_sign(action, data):
-    said = action[: data.draw(st.integers(0, len(action) - 1))]
-    assert find_action_end(said) is None
-    assert cut_after_action(said) == said
+    completion = action[: data.draw(st.integers(0, len(action) - 1))]
+    assert find_action_end(completion) is None
+    assert cut_after_action(completion) == completion
 
 
 @given(st.text())
 def test_cutting_changes_no_answer_that_was_well_formed(text):
-    for said in (text, f"{REGION_OPENING}{text}{REGION_CLOSING}"):
-        before = parse_completion(said, TINY)
-        assert said.startswith(cut_after_action(said))
-        assert isinstance(before, Malformed) or parse_completion(cut_after_action(said), TINY) == before
+    for completion in (text, f"{REGION_OPENING}{text}{REGION_CLOSING}"):
+        before = parse_completion(completion, TINY)
+        assert completion.startswith(cut_after_action(completion))
+        assert isinstance(before, Malformed) or parse_completion(cut_after_action(completion), TINY) == before
 
 
 def test_a_mention_of_an_action_ends_nothing():

@@ -16,20 +16,20 @@ _logits = st.lists(st.floats(-6.0, 6.0), min_size=3, max_size=7)
 """Of a vocabulary whose first two tokens open REGION and FULL."""
 
 
-def _judge(values, p, reference=None, *, temperature=TEMPERATURE, beta=0.0):
+def _compute_loss(values, p, reference=None, *, temperature=TEMPERATURE, beta=0.0):
     return compute_decision_loss(
         [values], [p], [p if reference is None else reference], temperature=temperature, beta=beta
     )
 
 
 def _loss_of(logits, values, reference, beta):
-    return _judge(values, softmax(logits)[:2], reference, beta=beta).loss_B[0]
+    return _compute_loss(values, softmax(logits)[:2], reference, beta=beta).loss_B[0]
 
 
 def _pull(logits, values, reference=None, beta=0.0):
     """Minus the gradient by the logits that the weights make: sum of weight times the gradient of log p of an arm."""
     p = softmax(logits)
-    weight = _judge(values, p[:2], reference, beta=beta).weight_BA[0]
+    weight = _compute_loss(values, p[:2], reference, beta=beta).weight_BA[0]
     return weight[REGION] * (np.eye(len(p))[REGION] - p) + weight[FULL] * (np.eye(len(p))[FULL] - p)
 
 
@@ -75,7 +75,7 @@ def test_gradient_with_a_kl_is_the_closed_form(logits, data, values, beta):
 
 @given(_values, st.floats(0.05, 3.0))
 def test_target_is_the_odds_of_the_gap_over_the_temperature(values, temperature):
-    loss = _judge(values, (0.5, 0.4), temperature=temperature)
+    loss = _compute_loss(values, (0.5, 0.4), temperature=temperature)
     assert loss.target_B[0] == pytest.approx(_compute_target(values, temperature)[REGION], abs=1e-12)
 
 
@@ -107,7 +107,7 @@ def test_a_collapsed_policy_is_pulled_in_full_towards_the_better_arm(collapsed_o
 
 @given(_values)
 def test_arms_of_equal_worth_are_wanted_alike(values):
-    assert _judge((values[0], values[0]), (0.1, 0.8)).target_B[0] == 0.5
+    assert _compute_loss((values[0], values[0]), (0.1, 0.8)).target_B[0] == 0.5
 
 
 @settings(deadline=None)
@@ -125,13 +125,13 @@ def test_kl_is_that_of_three_outcomes(logits, data):
     others = data.draw(st.lists(st.floats(-6.0, 6.0), min_size=len(logits), max_size=len(logits)))
     p, q = softmax(logits)[:2], softmax(others)[:2]
     wanted = rel_entr(np.append(p, 1.0 - p.sum()), np.append(q, 1.0 - q.sum())).sum()
-    kl = _judge((0.0, 0.0), p, q).kl_B[0]
+    kl = _compute_loss((0.0, 0.0), p, q).kl_B[0]
     assert kl == pytest.approx(wanted, abs=1e-9)
     assert kl >= -1e-12
 
 
 def test_kl_is_0_for_the_reference_itself():
-    loss = _judge((1.0, 0.0), (0.3, 0.6), beta=5.0)
+    loss = _compute_loss((1.0, 0.0), (0.3, 0.6), beta=5.0)
     assert loss.kl_B[0] == 0.0
     np.testing.assert_allclose(loss.weight_BA[0], _compute_target((1.0, 0.0)))
 
@@ -139,7 +139,7 @@ def test_kl_is_0_for_the_reference_itself():
 @pytest.mark.parametrize("p_region", [1e-3, 1e-6, 1e-12, 1e-30, 0.0])
 def test_kl_and_pull_stay_bounded_as_an_arm_dies(p_region):
     reference = (0.5, 0.49)
-    loss = _judge((1.0, 0.0), (p_region, 0.99 - p_region), reference, beta=1.0)
+    loss = _compute_loss((1.0, 0.0), (p_region, 0.99 - p_region), reference, beta=1.0)
     assert 0.0 < loss.kl_B[0] < 1.0
     assert np.isfinite(loss.loss_B).all()
     # TRL's estimate for a forced row has the slope 1 - q / p in log p, 5e11 at p = 1e-12.
@@ -147,7 +147,7 @@ def test_kl_and_pull_stay_bounded_as_an_arm_dies(p_region):
 
 
 def test_sums_above_1_by_rounding_are_taken_for_1():
-    loss = _judge((1.0, 0.0), (0.4, 0.6000004), (0.4, 0.6), beta=0.04)
+    loss = _compute_loss((1.0, 0.0), (0.4, 0.6000004), (0.4, 0.6), beta=0.04)
     assert np.isfinite([loss.loss_B[0], *loss.weight_BA[0], loss.kl_B[0]]).all()
     assert loss.kl_B[0] == pytest.approx(0.0, abs=1e-5)
 
@@ -166,7 +166,9 @@ def test_groups_do_not_touch_each_other():
 @pytest.mark.parametrize("change", [{"temperature": 1.0}, {"beta": 0.5}])
 def test_every_knob_changes_the_pull(change):
     knobs = {"temperature": 0.25, "beta": 0.04}
-    before, after = (_judge((0.3, 0.0), (0.2, 0.7), (0.5, 0.4), **kept).weight_BA for kept in (knobs, knobs | change))
+    before, after = (
+        _compute_loss((0.3, 0.0), (0.2, 0.7), (0.5, 0.4), **kept).weight_BA for kept in (knobs, knobs | change)
+    )
     assert np.abs(before - after).max() > 0.01
 
 

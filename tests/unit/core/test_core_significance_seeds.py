@@ -94,7 +94,7 @@ def test_resamples_without_a_counted_query_are_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numerator_SQ", "denominator_Q", "said"),
+    ("numerator_SQ", "denominator_Q", "message"),
     [
         ([[1.0, 0.0]], [0.0, 0.0], "the denominator sums to 0"),
         ([[1.0, 0.0]], [2.0, -1.0], "a denominator is negative"),
@@ -102,8 +102,8 @@ def test_resamples_without_a_counted_query_are_left_out_and_counted() -> None:
         ([[1.0, 0.0, 1.0]], [1.0, 1.0], "the same queries"),
     ],
 )
-def test_bad_vectors_are_refused(numerator_SQ: object, denominator_Q: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_vectors_are_refused(numerator_SQ: object, denominator_Q: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         bootstrap_seeds(numerator_SQ, denominator_Q, **DRAWS)  # type: ignore[arg-type]
 
 

@@ -155,13 +155,13 @@ def test_grounding_recipe_runs(drawn: tuple[list[TrainingScene], Any], tokenizer
     scenes, pixels = drawn
     lessons = grounding.Lessons(scenes, pixels, [list(KINDS), list(COLOURS)], phrase_question)
     recipe = grounding.GroundingRecipe(num_steps=2, num_scenes_per_step=3, warmup_steps=1)
-    said: list[tuple[int, dict[str, float]]] = []
+    reported: list[tuple[int, dict[str, float]]] = []
     torch.manual_seed(0)
     model = tiny_llava.build_model(tokenizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    grounding.train_grounding(model, tokenizer, lessons, recipe, 1, lambda *figures: said.append(figures))
-    assert [step for step, _ in said] == [0, 1]
-    assert all(np.isfinite(list(figures.values())).all() for _, figures in said)
+    grounding.train_grounding(model, tokenizer, lessons, recipe, 1, lambda *figures: reported.append(figures))
+    assert [step for step, _ in reported] == [0, 1]
+    assert all(np.isfinite(list(figures.values())).all() for _, figures in reported)
     towers = ("vision_tower", "multi_modal_projector", "language_model")
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert all(any(tower in name for name in moved) for tower in towers)
@@ -192,10 +192,10 @@ def test_contrast_recipe_runs(design: ScorerDesign) -> None:
     model = design.build_model(processor)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     recipe = ContrastRecipe(num_steps=2, num_groups=len(names), warmup_steps=1)
-    said: list[dict[str, float]] = []
-    contrast.train_contrast(model, processor, design, data, recipe, 1, lambda _, figures: said.append(figures))
-    assert len(said) == 2
-    assert all(np.isfinite(list(figures.values())).all() for figures in said)
+    reported: list[dict[str, float]] = []
+    contrast.train_contrast(model, processor, design, data, recipe, 1, lambda _, figures: reported.append(figures))
+    assert len(reported) == 2
+    assert all(np.isfinite(list(figures.values())).all() for figures in reported)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert all(any(tower in name for name in moved) for tower in ("vision_model", "text_model", "logit_scale"))
 

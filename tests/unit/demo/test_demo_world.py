@@ -16,11 +16,11 @@ from demo.drawing.scenes import draw_close_up, draw_scene, lay_out_clutter
 from demo.drawing.silhouettes import KINDS
 from demo.drawing.world import (
     Entity,
-    QueryPlan,
+    QuerySpec,
     World,
     build_entities,
     build_world,
-    draw_gallery_plan,
+    draw_gallery_picture,
     draw_query,
     list_population,
     list_references,
@@ -36,18 +36,18 @@ def _hash_pictures(world: World) -> str:
     digest = hashlib.sha256()
     for query in world.queries[:4]:
         digest.update(draw_query(query).image.tobytes())
-    digest.update(draw_gallery_plan(world.documents[0].gallery[0]).image.tobytes())
+    digest.update(draw_gallery_picture(world.documents[0].gallery[0]).image.tobytes())
     return digest.hexdigest()
 
 
-def _centre(plan: QueryPlan, index: int) -> tuple[float, float]:
-    x0, y0, x1, y1 = plan.placements[index].box
+def _centre(spec: QuerySpec, index: int) -> tuple[float, float]:
+    x0, y0, x1, y1 = spec.placements[index].box
     return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def _longer_side_px(plan: QueryPlan, index: int) -> float:
-    x0, y0, x1, y1 = plan.placements[index].box
-    return max((x1 - x0) * plan.size_px[0], (y1 - y0) * plan.size_px[1])
+def _longer_side_px(spec: QuerySpec, index: int) -> float:
+    x0, y0, x1, y1 = spec.placements[index].box
+    return max((x1 - x0) * spec.size_px[0], (y1 - y0) * spec.size_px[1])
 
 
 def test_same_seed_gives_same_world_and_pixels(world: World) -> None:

@@ -224,14 +224,14 @@ def test_the_recipe_runs_and_writes_a_model_that_opens(
 ) -> None:
     monkeypatch.setattr(build_models, "NUM_SCENES", 8)
     monkeypatch.setattr(build_models, "NUM_HELD_OUT", 4)
-    said: list[str] = []
+    lines: list[str] = []
     pointing = GroundingRecipe(num_steps=2, num_scenes_per_step=4, warmup_steps=1)
-    build_models.build_policy(catalogue, tmp_path / "llava", 0, said.append, pointing)
+    build_models.build_policy(catalogue, tmp_path / "llava", 0, lines.append, pointing)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava")
     start = AutoModelForImageTextToText.from_pretrained(build_models._BUILTIN / "tiny-llava")
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
     assert "no query shows" in (tmp_path / "llava" / "README.md").read_text()
-    assert any("held-out" in line for line in said)
+    assert any("held-out" in line for line in lines)
 
 
 @pytest.mark.skipif(not _REAL.is_dir(), reason="the GroceryStoreDataset does not lie in ../shared/data/groceries")

@@ -95,8 +95,8 @@ def test_answers_are_read_back_aligned_with_the_queries(asked: FakeWorld) -> Non
         (asked.queries, found.test, found.probed.forced_test),
     ):
         questions = [query.question for query in queries]
-        said = policy.decide([], questions)
-        assert choices["rgrpo"] == [(reply.decision, reply.completion) for reply in said]
+        replies = policy.decide([], questions)
+        assert choices["rgrpo"] == [(reply.decision, reply.completion) for reply in replies]
         wanted = policy.decide([], questions, force_region=True)
         assert [(a.decision, a.p_region) for a in forced] == [(reply.decision, reply.p_region) for reply in wanted]
     assert set(found.test) - set(found.val) == {"rgrpo_blind"}

@@ -73,7 +73,7 @@ def _val_set(world: FakeWorld) -> QuerySet:
     return QuerySet(world.val_queries, world.val_pools)
 
 
-def _sure(world: FakeWorld) -> Bootstrap:
+def _bootstrap(world: FakeWorld) -> Bootstrap:
     return Bootstrap(PARAMS.evaluate, 7, world.queries)
 
 
@@ -130,7 +130,7 @@ def test_what_never_crops_has_no_success_when_cropping(behaviour: dict[str, Any]
 
 def test_no_view_improves_on_a_first_place_or_on_an_empty_pool(world: FakeWorld) -> None:
     rows = load_results(world.workspace.evaluation_dir / "results.parquet")
-    buckets = split_by_rank(ResultTable(rows, world.pools), "rgrpo", _sure(world))
+    buckets = split_by_rank(ResultTable(rows, world.pools), "rgrpo", _bootstrap(world))
     for name in ("1", "none"):
         assert buckets[name].num_cropped > 0
         assert buckets[name].improved_when_cropped is not None
@@ -173,7 +173,8 @@ def test_choice_never_sees_test(world: FakeWorld) -> None:
     answers = _force(test)
     wrong = [replace(answer, p_region=1.0 - answer.p_region) for answer in answers]
     one, other = (
-        probe_threshold(val, _force(val), test, said, scorer, _LIMIT, _sure(world)) for said in (answers, wrong)
+        probe_threshold(val, _force(val), test, replies, scorer, _LIMIT, _bootstrap(world))
+        for replies in (answers, wrong)
     )
     assert one.chosen == other.chosen
     assert one.val_curve == other.val_curve
@@ -183,7 +184,7 @@ def test_choice_never_sees_test(world: FakeWorld) -> None:
 def test_without_val_queries_no_threshold_is_chosen(world: FakeWorld) -> None:
     test = _test_set(world)
     scorer = FakeScorer(world.queries, world.pools)
-    found = probe_threshold(QuerySet([], []), [], test, _force(test), scorer, _LIMIT, _sure(world))
+    found = probe_threshold(QuerySet([], []), [], test, _force(test), scorer, _LIMIT, _bootstrap(world))
     assert found.chosen is None
     assert found.val is None
     assert found.val_curve == []
@@ -238,7 +239,7 @@ def _probe_selection(world: FakeWorld, num_samples: int = 4) -> Any:
     cropped = list_cropped(test.queries, _answer(test))
     drawn = _POLICY.sample_regions([], [query.question for query in cropped], num_samples=num_samples, seeds=[])
     samples = {query.query_id: answers for query, answers in zip(cropped, drawn, strict=True)}
-    return probe_selection(test, greedy, samples, scorer, num_samples, _sure(world))
+    return probe_selection(test, greedy, samples, scorer, num_samples, _bootstrap(world))
 
 
 def test_greedy_of_the_selection_is_the_method_of_the_main_table(world: FakeWorld, behaviour: dict[str, Any]) -> None:
@@ -260,7 +261,7 @@ def test_greedy_box_stays_where_every_sample_is_malformed(world: FakeWorld) -> N
     test, greedy = _test_set(world), _choose(_test_set(world))
     bad = [FakeAnswer(Malformed("no box"), "<tool_call>", 0.9)] * 2
     samples = {query.query_id: bad for query in list_cropped(test.queries, _answer(test))}
-    found = probe_selection(test, greedy, samples, FakeScorer(world.queries, world.pools), 2, _sure(world))
+    found = probe_selection(test, greedy, samples, FakeScorer(world.queries, world.pools), 2, _bootstrap(world))
     assert found.methods["widest_gap"] == found.methods["median_box"] == found.methods["greedy"]
     assert found.num_malformed_samples == 2 * len(samples)
 
@@ -337,7 +338,7 @@ def test_same_scorer_gives_the_figures_of_the_main_table(world: FakeWorld) -> No
     test = _test_set(world)
     choices = {"full": choose_full(world.queries), "base": choose_full(world.queries), "rgrpo": _choose(test)}
     same = SecondScorer("same", "clip", FakeScorer(world.queries, world.pools))
-    found = probe_transfer(choices, test, same, _sure(world))
+    found = probe_transfer(choices, test, same, _bootstrap(world))
     main = read_json(world.workspace.evaluation_dir / "report.json")
     for method in TRANSFERRED_METHODS:
         for metric in CHOICE_METRICS:

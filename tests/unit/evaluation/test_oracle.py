@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.config import SearchParams
 from pipeline.core.region_search import build_grid, refine_boxes
-from pipeline.evaluation.methods import View
+from pipeline.evaluation.methods import PoolRanking
 from pipeline.evaluation.oracle import search_oracle
 from pipeline.evaluation.rows import score_choices
 from pipeline.types import Box, Crop, KeepFull, Pool
-from tests.fakes.evaluation_fakes import FakeScorer, FakeView, FakeWorld, build_fake_world
+from tests.fakes.evaluation_fakes import FakeRanking, FakeScorer, FakeWorld, build_fake_world
 
 SEARCH = SearchParams(scales=(0.3, 0.45), stride=0.5, num_refinements=2)
 
@@ -23,7 +23,7 @@ class CountingScorer(FakeScorer):
 
     num_crops = 0
 
-    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeView]:
+    def score_views(self, views: Sequence[tuple[str, Box | None]]) -> list[FakeRanking]:
         self.num_crops += sum(box is not None for _, box in views)
         return super().score_views(views)
 
@@ -34,8 +34,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeWorld]:
         yield build_fake_world(tmp_path_factory.mktemp("oracle"), monkeypatch, num_queries=60)
 
 
-def _value(view: View) -> tuple[float, float]:
-    return view.outcome.reciprocal_rank, view.outcome.margin or 0.0
+def _value(ranking: PoolRanking) -> tuple[float, float]:
+    return ranking.outcome.reciprocal_rank, ranking.outcome.margin or 0.0
 
 
 def _search_everything(scorer: FakeScorer, pool: Pool, search: SearchParams) -> float:

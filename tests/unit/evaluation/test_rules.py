@@ -55,8 +55,8 @@ from pipeline.workspace import Workspace
 from tests.fakes.evaluation_fakes import (
     PARAMS,
     FakePolicy,
+    FakeRanking,
     FakeScorer,
-    FakeView,
     FakeWorld,
     ask_and_evaluate,
     build_fake_world,
@@ -92,21 +92,21 @@ def report(world: FakeWorld) -> dict[str, Any]:
     return read_json(world.workspace.evaluation_dir / "report.json")
 
 
-def _view(*scores: float) -> FakeView:
+def _ranking(*scores: float) -> FakeRanking:
     scores_K = np.array(scores, dtype=np.float32)
-    return FakeView(compute_outcome(scores_K, _POOL.relevance, _POOL.num_relevant), scores_K)
+    return FakeRanking(compute_outcome(scores_K, _POOL.relevance, _POOL.num_relevant), scores_K)
 
 
 _REGION = Box(0.2, 0.2, 0.6, 0.6)
 
 
-def _look(crop: FakeView | None, full: FakeView) -> Look:
+def _look(crop: FakeRanking | None, full: FakeRanking) -> Look:
     """A policy that crops its region, or that keeps the full image and knows of no region."""
     decision = KeepFull() if crop is None else Crop(_REGION)
     return Look((decision, "said"), None if crop is None else _REGION, crop, full)
 
 
-def _keep(region: FakeView, full: FakeView) -> Look:
+def _keep(region: FakeRanking, full: FakeRanking) -> Look:
     """A policy that keeps the full image and would crop a region if it had to."""
     return Look((KeepFull(), "said"), _REGION, region, full)
 
@@ -157,7 +157,7 @@ def test_growth_is_measured_by_the_boxs_own_sides() -> None:
 
 
 def test_full_and_malformed_stay_what_they_are() -> None:
-    full = _view(0.9, 0.8, 0.1)
+    full = _ranking(0.9, 0.8, 0.1)
     for setting in (
         Setting(margin=0.5),
         Setting(gap_ratio=1.0),
@@ -165,44 +165,44 @@ def test_full_and_malformed_stay_what_they_are() -> None:
         Setting(weight=0.5, kept_weight=0.5),
     ):
         kept = apply_rule(setting, _look(None, full), _POOL)
-        assert (kept.decision, kept.view) == (KeepFull(), full)
-        for region, crop in ((None, None), (_REGION, _view(0.2, 0.9, 0.1))):
+        assert (kept.decision, kept.ranking) == (KeepFull(), full)
+        for region, crop in ((None, None), (_REGION, _ranking(0.2, 0.9, 0.1))):
             missed = apply_rule(setting, Look((Malformed("no box"), "?"), region, crop, full), _POOL)
-            assert (missed.decision, missed.view) == (Malformed("no box"), None)
+            assert (missed.decision, missed.ranking) == (Malformed("no box"), None)
 
 
 def test_a_kept_query_is_ranked_by_its_own_weight() -> None:
-    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    region, full = _ranking(0.2, 0.9, 0.1), _ranking(0.9, 0.8, 0.1)
     kept = apply_rule(Setting(weight=1.0, kept_weight=0.4), _keep(region, full), _POOL)
-    assert kept.view is not None
-    assert kept.view.scores_K.tolist() == pytest.approx([0.4 * 0.2 + 0.6 * 0.9, 0.4 * 0.9 + 0.6 * 0.8, 0.1])
-    assert kept.view.outcome == compute_outcome(kept.view.scores_K, _POOL.relevance, _POOL.num_relevant)
+    assert kept.ranking is not None
+    assert kept.ranking.scores_K.tolist() == pytest.approx([0.4 * 0.2 + 0.6 * 0.9, 0.4 * 0.9 + 0.6 * 0.8, 0.1])
+    assert kept.ranking.outcome == compute_outcome(kept.ranking.scores_K, _POOL.relevance, _POOL.num_relevant)
     assert kept.decision == Crop(_REGION)
     cropped = apply_rule(Setting(weight=1.0, kept_weight=0.4), _look(region, full), _POOL)
-    assert cropped.view is not None
-    assert cropped.view.outcome == region.outcome
+    assert cropped.ranking is not None
+    assert cropped.ranking.outcome == region.outcome
 
 
 @pytest.mark.parametrize("kept_weight", [None, 0.0])
 def test_without_a_weight_of_its_own_a_kept_query_stays_with_the_full_image(kept_weight: float | None) -> None:
-    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    region, full = _ranking(0.2, 0.9, 0.1), _ranking(0.9, 0.8, 0.1)
     for weight in WEIGHTS:
         kept = apply_rule(Setting(weight=weight, kept_weight=kept_weight), _keep(region, full), _POOL)
-        assert (kept.decision, kept.view) == (KeepFull(), full)
+        assert (kept.decision, kept.ranking) == (KeepFull(), full)
 
 
 def test_crop_is_taken_where_it_leads_by_more_than_the_full_image() -> None:
-    full, sure, unsure = _view(0.9, 0.8, 0.1), _view(0.2, 0.9, 0.1), _view(0.1, 0.62, 0.6)
-    assert compute_gap(sure) > compute_gap(full) > compute_gap(unsure)
-    taken = apply_rule(Setting(gap_ratio=1.0), _look(sure, full), _POOL)
-    assert (taken.view, isinstance(taken.decision, Crop)) == (sure, True)
-    left = apply_rule(Setting(gap_ratio=1.0), _look(unsure, full), _POOL)
-    assert (left.view, left.decision) == (full, KeepFull())
-    assert apply_rule(Setting(gap_ratio=0.1), _look(unsure, full), _POOL).view is unsure
+    full, certain, uncertain = _ranking(0.9, 0.8, 0.1), _ranking(0.2, 0.9, 0.1), _ranking(0.1, 0.62, 0.6)
+    assert compute_gap(certain) > compute_gap(full) > compute_gap(uncertain)
+    taken = apply_rule(Setting(gap_ratio=1.0), _look(certain, full), _POOL)
+    assert (taken.ranking, isinstance(taken.decision, Crop)) == (certain, True)
+    left = apply_rule(Setting(gap_ratio=1.0), _look(uncertain, full), _POOL)
+    assert (left.ranking, left.decision) == (full, KeepFull())
+    assert apply_rule(Setting(gap_ratio=0.1), _look(uncertain, full), _POOL).ranking is uncertain
 
 
 def test_equal_leads_keep_the_full_image() -> None:
-    full = _view(0.9, 0.8, 0.1)
+    full = _ranking(0.9, 0.8, 0.1)
     assert apply_rule(Setting(gap_ratio=1.0), _look(full, full), _POOL).decision == KeepFull()
 
 
@@ -214,20 +214,20 @@ def test_equal_leads_keep_the_full_image() -> None:
 def test_fused_scores_are_the_weighted_mean_and_rank_the_pool(
     crop: list[float], full: list[float], weight: float
 ) -> None:
-    fused = apply_rule(Setting(weight=weight), _look(_view(*crop), _view(*full)), _POOL)
-    assert fused.view is not None
+    fused = apply_rule(Setting(weight=weight), _look(_ranking(*crop), _ranking(*full)), _POOL)
+    assert fused.ranking is not None
     wanted = [weight * a + (1 - weight) * b for a, b in zip(crop, full, strict=True)]
-    assert fused.view.scores_K.tolist() == pytest.approx(wanted)
-    outcome = compute_outcome(fused.view.scores_K, _POOL.relevance, _POOL.num_relevant)
-    assert fused.view.outcome == outcome
+    assert fused.ranking.scores_K.tolist() == pytest.approx(wanted)
+    outcome = compute_outcome(fused.ranking.scores_K, _POOL.relevance, _POOL.num_relevant)
+    assert fused.ranking.outcome == outcome
     assert isinstance(fused.decision, Crop)
 
 
 def test_weight_of_one_is_the_crop_alone() -> None:
-    crop, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    crop, full = _ranking(0.2, 0.9, 0.1), _ranking(0.9, 0.8, 0.1)
     fused = apply_rule(Setting(weight=1.0), _look(crop, full), _POOL)
-    assert fused.view is not None
-    assert fused.view.outcome == crop.outcome
+    assert fused.ranking is not None
+    assert fused.ranking.outcome == crop.outcome
 
 
 # ---------------------------------------------------------------------------- choice
@@ -310,14 +310,14 @@ def test_only_our_policy_has_a_weight_for_what_it_keeps() -> None:
     assert (fused[0].kept_weight, fused[0].weight) == (0.0, min(WEIGHTS))
 
 
-def _choose_kept_weight(region: FakeView, full: FakeView, relevance: tuple[bool, ...]) -> Setting:
+def _choose_kept_weight(region: FakeRanking, full: FakeRanking, relevance: tuple[bool, ...]) -> Setting:
     """Choose for one query that the policy keeps, where its region and the full image rank thus."""
     pool = replace(_POOL, relevance=relevance)
 
     class Planted:
-        def score_views(self, views: Any) -> list[FakeView]:
+        def score_views(self, views: Any) -> list[FakeRanking]:
             shown = [(full if box is None else region).scores_K for _, box in views]
-            return [FakeView(compute_outcome(scores, pool.relevance, 1), scores) for scores in shown]
+            return [FakeRanking(compute_outcome(scores, pool.relevance, 1), scores) for scores in shown]
 
     source = Source([(KeepFull(), None)], [(Crop(_REGION), None)])
     return choose_setting(RULES["rgrpo_fused"], source, QuerySet([FakeQuery("q")], [pool]), Planted()).setting  # type: ignore[list-item]
@@ -333,7 +333,7 @@ def test_a_squared_box_is_square_in_pixels() -> None:
 
 
 def test_val_gives_kept_regions_a_weight_where_that_wins_and_none_where_it_does_not() -> None:
-    region, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    region, full = _ranking(0.2, 0.9, 0.1), _ranking(0.9, 0.8, 0.1)
     # The region alone ranks the second candidate first. 0.1 a + 0.9 b: (0.83, 0.81), (0.76, 0.82), ...
     assert _choose_kept_weight(region, full, (False, True, False)).kept_weight == 0.2
     assert _choose_kept_weight(region, full, (True, False, False)).kept_weight == 0.0
@@ -347,13 +347,13 @@ def test_of_equal_settings_the_less_harmful_wins() -> None:
         replace(_POOL, query_id="won", relevance=(False, True, False)),
         replace(_POOL, query_id="lost", relevance=(True, False, False)),
     ]
-    crop, full = _view(0.2, 0.9, 0.1), _view(0.9, 0.8, 0.1)
+    crop, full = _ranking(0.2, 0.9, 0.1), _ranking(0.9, 0.8, 0.1)
 
     class Planted:
-        def score_views(self, views: Any) -> list[FakeView]:
+        def score_views(self, views: Any) -> list[FakeRanking]:
             by_id = {pool.query_id: pool for pool in pools}
             shown = [(by_id[query_id], (full if box is None else crop).scores_K) for query_id, box in views]
-            return [FakeView(compute_outcome(scores, pool.relevance, 1), scores) for pool, scores in shown]
+            return [FakeRanking(compute_outcome(scores, pool.relevance, 1), scores) for pool, scores in shown]
 
     queries = QuerySet([FakeQuery("won"), FakeQuery("lost")], pools)  # type: ignore[list-item]
     chosen = choose_setting(rule, _unforced([(Crop(_REGION), None)] * 2), queries, Planted())
@@ -376,9 +376,13 @@ def test_nothing_is_chosen_without_a_positive(world: FakeWorld) -> None:
         choose_setting(RULES["base_grown"], _source(val), barren, _scorer(world))
     answers = {name: _answer(val) for name in ("base", "sft", "rgrpo")}
     for queries in (barren, QuerySet([], [])):
-        said = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
+        answered = {name: choices[: len(queries.queries)] for name, choices in answers.items()}
         found = choose_on_val(
-            said, {"rgrpo": said["rgrpo"]}, queries, _scorer(world), Bootstrap(PARAMS.evaluate, 7, queries.queries)
+            answered,
+            {"rgrpo": answered["rgrpo"]},
+            queries,
+            _scorer(world),
+            Bootstrap(PARAMS.evaluate, 7, queries.queries),
         )
         assert (found.settings, found.best_rule, found.best_rgrpo) == ({}, None, None)
         left_out = found.as_json([name for name in METHODS if name not in RULES])["left_out"]

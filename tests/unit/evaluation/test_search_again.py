@@ -82,10 +82,10 @@ def _choose(
 ) -> choices.SearchChoices:
     val = val or _build_val()
     table: Any = _Table(val, ranks)
-    said: dict[str, list[Choice]] = {
+    answers: dict[str, list[Choice]] = {
         name: [(Crop(_BOX), "said") for _ in val.queries] for name in ("base", "sft", "rgrpo")
     }
-    return choose_search(said, val, table)
+    return choose_search(answers, val, table)
 
 
 def test_val_chooses_by_first_places_then_by_harm_then_by_order() -> None:

@@ -20,7 +20,7 @@ from pipeline.files.images import load_upright
 from pipeline.files.store import load_qrels
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval.index import DocumentIndex, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage

@@ -123,15 +123,15 @@ def test_the_next_writer_of_the_folder_sweeps_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [0, signal.SIGKILL])
 def test_what_a_living_writer_makes_is_not_swept(ending: int, tmp_path: Path) -> None:
-    told, tell = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
         with replace_dir(tmp_path / "x") as fresh:
             (fresh / "a").write_text("new")
-            os.write(tell, b"!")
+            os.write(write_end, b"!")
             signal.pause() if ending else signal.sigtimedwait([signal.SIGUSR1], 0.3)
         os._exit(0)
-    os.read(told, 1)
+    os.read(read_end, 1)
     sweep(tmp_path)
     assert len(list(tmp_path.glob(".x.*.partial/new/a"))) == 1
     if ending:
@@ -139,8 +139,8 @@ def test_what_a_living_writer_makes_is_not_swept(ending: int, tmp_path: Path) ->
     os.waitpid(child, 0)
     sweep(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ([] if ending else ["x"])
-    os.close(told)
-    os.close(tell)
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_names_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:

@@ -115,11 +115,11 @@ def _refuse(writer: str, folder: Path) -> WriteError:
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_one_line_and_leaves_the_old_folder(writer: str, small_disk: Path) -> None:
-    said = str(_refuse(writer, small_disk))
-    assert said.startswith(f"{small_disk / 'out'}")
+    message = str(_refuse(writer, small_disk))
+    assert message.startswith(f"{small_disk / 'out'}")
     expected = "the disk full?" if writer in ("numpy", "torch") else "No space left on device"
-    assert expected in said
-    assert "\n" not in said
+    assert expected in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -227,6 +227,6 @@ def test_a_file_that_is_read_is_not_said_to_be_written(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), store.replace_dir(tmp_path / "x"):
         raise refused
     assert explain(refused) == "data/x.jpg: Permission denied"
-    told = DataError("cannot be read: Permission denied", path="data/x.jpg")
-    assert find_disk_fault(told) is None
-    assert explain(told) == "data/x.jpg: cannot be read: Permission denied"
+    error = DataError("cannot be read: Permission denied", path="data/x.jpg")
+    assert find_disk_fault(error) is None
+    assert explain(error) == "data/x.jpg: cannot be read: Permission denied"

@@ -123,7 +123,7 @@ def test_float_tiff_between_black_and_white_has_its_shades(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("samples", "kind", "said"),
+    ("samples", "kind", "message"),
     [
         (RAMP.astype("<u4"), 1, "do not say which value is white"),
         (RAMP.astype("<i4"), 2, "do not say which value is white"),
@@ -133,10 +133,10 @@ def test_float_tiff_between_black_and_white_has_its_shades(tmp_path: Path):
         (np.full((2, 2), np.nan, "<f4"), 3, "between 0 .black. and 1 .white."),
     ],
 )
-def test_samples_of_unknown_range_are_refused_not_clipped(samples, kind, said, tmp_path: Path):
+def test_samples_of_unknown_range_are_refused_not_clipped(samples, kind, message, tmp_path: Path):
     content = build_tiff(samples, order="<", bits=8 * samples.dtype.itemsize, kind=kind)
     (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         load(tmp_path / "a.tif", tmp_path)
     assert caught.value.fault == "image_unreadable"
 

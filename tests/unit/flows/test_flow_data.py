@@ -53,10 +53,10 @@ class Checkout:
 
     def bring(self, generate: Callable[[Path], None] | None = None) -> str:
         """Run the step and check that it leaves what data.dvc names, and data.dvc alone."""
-        said = materialise_data(self.root, generate or _refuse_to_draw)
+        message = materialise_data(self.root, generate or _refuse_to_draw)
         assert (self.data / "queries.jsonl").read_text() == "{}\n"
         assert (self.root / "data.dvc").read_text() == self.named
-        return said
+        return message
 
 
 def _refuse_to_draw(root: Path) -> None:

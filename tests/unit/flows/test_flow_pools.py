@@ -21,8 +21,8 @@ CONTEXT = StageContext(root=Path(), parent_run_id="r", timeout_s=1000.0, queue_t
 def test_the_queue_has_a_limit_of_its_own() -> None:
     patience = Patience(CONTEXT, now=50.0)
     assert patience.complain(False, 350.0) is None
-    said = patience.complain(False, 351.0)
-    assert said == "no worker of pool gpu took it within 300 s (flow.queue_timeout_s)"
+    complaint = patience.complain(False, 351.0)
+    assert complaint == "no worker of pool gpu took it within 300 s (flow.queue_timeout_s)"
 
 
 def test_time_in_the_queue_is_not_counted_as_running() -> None:
@@ -30,9 +30,9 @@ def test_time_in_the_queue_is_not_counted_as_running() -> None:
     assert patience.complain(False, 299.0) is None
     assert patience.complain(True, 300.0) is None
     assert patience.complain(True, 300.0 + 1000.0 + pools._WORKER_MARGIN_S) is None
-    said = patience.complain(True, 301.0 + 1000.0 + pools._WORKER_MARGIN_S)
-    assert said is not None
-    assert said.endswith("(flow.stage_timeout_s)")
+    complaint = patience.complain(True, 301.0 + 1000.0 + pools._WORKER_MARGIN_S)
+    assert complaint is not None
+    assert complaint.endswith("(flow.stage_timeout_s)")
 
 
 class _Server:
@@ -117,7 +117,7 @@ def test_a_cancelled_flow_takes_its_stage_along(monkeypatch: pytest.MonkeyPatch,
     assert server.set_to == ["CANCELLING"]
 
 
-def test_a_server_without_the_deployment_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
+def test_a_server_without_the_deployment_is_the_users_to_fix(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ObjectNotFound(KeyError())
 

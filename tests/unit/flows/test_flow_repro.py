@@ -66,8 +66,8 @@ def test_a_stage_runs_once_is_then_unchanged_and_comes_out_of_the_cache(root: Pa
 
 
 def test_a_missing_output_names_the_stage_that_writes_it(root: Path) -> None:
-    said = _say(root, repro.reproduce("index", root))
-    assert said == "artifacts/tables is missing; run prepare first (`region-r1 run`)"
+    message = _say(root, repro.reproduce("index", root))
+    assert message == "artifacts/tables is missing; run prepare first (`region-r1 run`)"
 
 
 def test_a_missing_model_folder_is_said_to_be_named_by_the_parameters(root: Path) -> None:
@@ -82,9 +82,9 @@ def test_missing_data_names_the_step_that_brings_them(root: Path) -> None:
 
 def test_a_duplicate_key_is_one_line_with_file_and_line(root: Path) -> None:
     (root / "params.yaml").write_text("scorer: {path: a}\nscorer: {path: b}\n")
-    said = _say(root, repro.reproduce("index", root))
-    assert said.startswith("params.yaml, line 2: found duplicate key")
-    assert "\n" not in said
+    message = _say(root, repro.reproduce("index", root))
+    assert message.startswith("params.yaml, line 2: found duplicate key")
+    assert "\n" not in message
 
 
 def test_a_broken_dvc_yaml_is_one_line_with_file_and_line(root: Path) -> None:
@@ -92,11 +92,11 @@ def test_a_broken_dvc_yaml_is_one_line_with_file_and_line(root: Path) -> None:
     assert _say(root, repro.reproduce("prepare", root)).startswith("dvc.yaml, line 2: ")
 
 
-def test_a_stage_that_is_not_there_is_the_users_to_mend(root: Path) -> None:
+def test_a_stage_that_is_not_there_is_the_users_to_fix(root: Path) -> None:
     assert "'nope' not found" in _say(root, repro.reproduce("nope", root))
 
 
-def test_a_full_disk_under_dvc_is_the_users_to_mend(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_under_dvc_is_the_users_to_fix(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device", str(root / "cache"))
 

@@ -121,7 +121,7 @@ def test_an_interrupted_flow_ends_its_mlflow_run_as_killed(flow: Flow) -> None:
     assert flow.read_mlflow_status() == "KILLED"
 
 
-def test_what_is_wrong_before_the_first_stage_is_the_users_to_mend(flow: Flow) -> None:
+def test_what_is_wrong_before_the_first_stage_is_the_users_to_fix(flow: Flow) -> None:
     state = region_r1.region_r1.fn(only="trane")
     assert state.name == "UserError"
     assert (state.message or "").startswith("unknown stage 'trane'; there are prepare, ")
@@ -150,10 +150,10 @@ def test_the_limits_of_a_run_come_from_the_parameters(root: Path) -> None:
 
 
 def test_the_stage_of_a_pool_runs_with_the_limits_that_it_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[StageContext] = []
-    monkeypatch.setattr(region_r1, "repro", lambda stage, context: told.append(context) or Completed(message=stage))
+    seen: list[StageContext] = []
+    monkeypatch.setattr(region_r1, "repro", lambda stage, context: seen.append(context) or Completed(message=stage))
     assert region_r1.region_r1_stage.fn("train", "id", 3.0, 7.0).message == "train"
-    assert told == [StageContext(root=root, parent_run_id="id", timeout_s=3.0, busy_timeout_s=7.0)]
+    assert seen == [StageContext(root=root, parent_run_id="id", timeout_s=3.0, busy_timeout_s=7.0)]
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_failing_arm_ends_flow_and_mlflow_run_as_failed(arms: Flow) -> None:
     assert arms.read_mlflow_status() == "FAILED"
 
 
-def test_arms_before_the_first_run_are_the_users_to_mend(arms: Flow) -> None:
+def test_arms_before_the_first_run_are_the_users_to_fix(arms: Flow) -> None:
     assert ablation.region_r1_ablation.fn(["stok"]).name == "UserError"
     (arms.root / "artifacts" / "sft").rmdir()
     state = ablation.region_r1_ablation.fn(["stock"])

@@ -33,7 +33,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.processes: list[psutil.Process] = []
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     @contextlib.contextmanager
     def serve(self, root: Path, url: str, code: str = SERVER) -> Iterator[subprocess.Popen[str]]:
@@ -55,32 +55,32 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
 
 def test_both_addresses_are_said_and_ctrl_c_ends_both(servers: Servers, tmp_path: Path) -> None:
     def say(line: str) -> None:
-        servers.said.append(line)
+        servers.lines.append(line)
         if line == "Ctrl-C ends both.":
             raise KeyboardInterrupt
 
     assert ui.serve_uis(root=tmp_path, say=say) == 0
-    assert [line.split()[0] for line in servers.said] == ["MLflow", "Prefect", "Ctrl-C"]
+    assert [line.split()[0] for line in servers.lines] == ["MLflow", "Prefect", "Ctrl-C"]
     assert len(servers.processes) == 2
 
 
 def test_a_server_that_ends_by_itself_ends_the_other_too(servers: Servers, tmp_path: Path) -> None:
     def say(line: str) -> None:
-        servers.said.append(line)
+        servers.lines.append(line)
         if line == "Ctrl-C ends both.":
             servers.processes[0].terminate()
 
     assert ui.serve_uis(root=tmp_path, say=say) == 1
-    assert servers.said[-1] == "A server ended by itself; its last lines are above."
+    assert servers.lines[-1] == "A server ended by itself; its last lines are above."
 
 
 def test_a_server_that_does_not_start_is_named(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ui, "_serve_prefect", lambda root, url: servers.serve(root, url, "raise SystemExit(1)"))
-    assert ui.serve_uis(root=tmp_path, say=servers.said.append) == 1
-    assert servers.said[-1].startswith("Prefect  http://127.0.0.1:")
-    assert servers.said[-1].endswith(" did not start")
+    assert ui.serve_uis(root=tmp_path, say=servers.lines.append) == 1
+    assert servers.lines[-1].startswith("Prefect  http://127.0.0.1:")
+    assert servers.lines[-1].endswith(" did not start")
 
 
 def test_a_taken_port_is_passed_over() -> None:

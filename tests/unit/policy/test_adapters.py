@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import LoraParams, PolicyParams
 from pipeline.errors import ModelError
 from pipeline.policy.policy import Policy, load_policy
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava
 from tests.tiny_models import build_tiny_llava
 
 _QUESTIONS = ["What is it?", "What is the red thing at the left?"]
@@ -31,7 +31,7 @@ def _answer(policy: Policy) -> list[tuple[str, float]]:
 
 
 @pytest.fixture
-def adapted(spoken_llava: SpokenLlava) -> Iterator[Policy]:
+def adapted(spoken_llava: TaughtLlava) -> Iterator[Policy]:
     torch.manual_seed(0)
     policy = load_policy(spoken_llava.folder, _params(spoken_llava.folder))
     policy.prepare_training()
@@ -47,7 +47,7 @@ def test_only_the_adapter_is_trained(adapted: Policy) -> None:
     assert all("lora_" in name for name in trained)
 
 
-def test_saved_adapter_is_small_and_answers_alike(adapted: Policy, spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_saved_adapter_is_small_and_answers_alike(adapted: Policy, spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     adapted.save(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     again = load_policy(tmp_path, _params(spoken_llava.folder))
@@ -55,7 +55,7 @@ def test_saved_adapter_is_small_and_answers_alike(adapted: Policy, spoken_llava:
     assert _answer(again) != _answer(load_policy(spoken_llava.folder, _params(spoken_llava.folder)))
 
 
-def test_saved_adapter_has_the_same_bytes_each_time(adapted: Policy, spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_saved_adapter_has_the_same_bytes_each_time(adapted: Policy, spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     adapted.save(tmp_path / "first")
     again = load_policy(tmp_path / "first", _params(spoken_llava.folder))
     again.save(tmp_path / "second")
@@ -63,8 +63,8 @@ def test_saved_adapter_has_the_same_bytes_each_time(adapted: Policy, spoken_llav
     assert names == sorted(path.name for path in (tmp_path / "second").iterdir())
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
-    told = json.loads((tmp_path / "first" / "adapter_config.json").read_text())["target_modules"]
-    assert told == sorted(told)
+    modules = json.loads((tmp_path / "first" / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)
 
 
 def test_merged_policy_stands_alone(adapted: Policy, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_adapter_refuses_another_base(adapted: Policy, tmp_path: Path) -> None:
         load_policy(tmp_path / "adapter", _params(other))
 
 
-def test_a_cut_adapter_is_one_clear_error(adapted: Policy, spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_a_cut_adapter_is_one_clear_error(adapted: Policy, spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     adapted.save(tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

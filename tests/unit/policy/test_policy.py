@@ -21,7 +21,7 @@ from pipeline.policy.conversation import Conversation
 from pipeline.policy.families import FRAME_KEY
 from pipeline.policy.policy import Policy, PolicyAnswer, load_policy
 from pipeline.types import Box, Crop, KeepFull
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava
 
 _SIZES_PX = [(1, 1), (300, 40), (112, 112), (7, 500), (64, 48)]
 _QUESTIONS = ["What is it?", "What is the red thing at the left?", "x", "Which? " * 9, "é?"]
@@ -50,14 +50,14 @@ def test_answers_pictures_of_any_size(policy: Policy) -> None:
     assert policy.decide([], []) == []
 
 
-def test_batch_size_does_not_change_answers(spoken_llava: SpokenLlava) -> None:
+def test_batch_size_does_not_change_answers(spoken_llava: TaughtLlava) -> None:
     images = [_draw(size_px) for size_px in _SIZES_PX]
     one, all_ = (load_policy(spoken_llava.folder, _params(), size).decide(images, _QUESTIONS) for size in (1, 5))
     assert [answer.completion for answer in one] == [answer.completion for answer in all_]
     assert [answer.p_region for answer in one] == pytest.approx([answer.p_region for answer in all_], abs=1e-4)
 
 
-def test_p_region_is_the_probability_of_the_opening(spoken_llava: SpokenLlava) -> None:
+def test_p_region_is_the_probability_of_the_opening(spoken_llava: TaughtLlava) -> None:
     policy = load_policy(spoken_llava.folder, _params())
     image, question = _draw((64, 48)), "What is thing 3?"
     prompt = policy.conversation.write_prompt(question)
@@ -68,7 +68,7 @@ def test_p_region_is_the_probability_of_the_opening(spoken_llava: SpokenLlava) -
     assert policy.decide([image], [question])[0].p_region == pytest.approx(wanted, abs=1e-4)
 
 
-def test_forced_answers_open_a_region_and_leave_p_region_alone(spoken_llava: SpokenLlava) -> None:
+def test_forced_answers_open_a_region_and_leave_p_region_alone(spoken_llava: TaughtLlava) -> None:
     policy = load_policy(spoken_llava.folder, _params())
     images = [spoken_llava.load_image(query_id) for query_id in spoken_llava.questions]
     questions = list(spoken_llava.questions.values())
@@ -119,18 +119,18 @@ def test_samples_are_seeded_forced_and_grouped_by_query(policy: Policy) -> None:
         assert [drawn.p_region for drawn in answers] == pytest.approx([answer.p_region] * 3, abs=1e-4)
 
 
-def test_draws_depend_neither_on_the_batch_size_nor_on_the_queries_beside(spoken_llava: SpokenLlava) -> None:
+def test_draws_depend_neither_on_the_batch_size_nor_on_the_queries_beside(spoken_llava: TaughtLlava) -> None:
     images = [_draw(size_px) for size_px in _SIZES_PX]
     seeds = list(range(len(images)))
     drawn = []
     for batch_size in (2, 4, 64):
         policy = load_policy(spoken_llava.folder, _params(), batch_size)
         drawn.append(policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds))
-    said = [[[answer.completion for answer in row] for row in rows] for rows in drawn]
-    assert said[0] == said[1] == said[2]
-    assert any(row[0] != row[1] for row in said[0])  # the samples of one query have streams of their own
+    completions = [[[answer.completion for answer in row] for row in rows] for rows in drawn]
+    assert completions[0] == completions[1] == completions[2]
+    assert any(row[0] != row[1] for row in completions[0])  # the samples of one query have streams of their own
     (last,) = policy.sample_regions(images[-1:], _QUESTIONS[-1:], num_samples=2, seeds=seeds[-1:])
-    assert [answer.completion for answer in last] == said[0][-1]
+    assert [answer.completion for answer in last] == completions[0][-1]
     with pytest.raises(ValueError, match="seeds"):
         policy.sample_regions(images, _QUESTIONS, num_samples=2, seeds=seeds[1:])
 

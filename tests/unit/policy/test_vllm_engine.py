@@ -88,13 +88,13 @@ class FakeLLM:
     def _answer(self, row: int, prompt: dict[str, Any], params: FakeSamplingParams) -> SimpleNamespace:
         text = self.texts[row % len(self.texts)]
         ends = [text.index(stop) + len(stop) for stop in params.stop or () if stop in text]
-        said = text[: min(ends)] if ends else text
+        output = text[: min(ends)] if ends else text
         scores: list[dict[int, Any] | None] = [
             {token: SimpleNamespace(logprob=math.log(_P_REGION if place == 0 else 0.9))}
             for place, token in enumerate(prompt["prompt_token_ids"][::-1][: len(prompt["prompt_token_ids"])])
         ][::-1]
         return SimpleNamespace(
-            outputs=[SimpleNamespace(text=said) for _ in range(params.n)],
+            outputs=[SimpleNamespace(text=output) for _ in range(params.n)],
             prompt_logprobs=None if params.prompt_logprobs is None else scores,
         )
 

@@ -134,11 +134,11 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     import mlflow
     import pandas as pd
 
-    told = _register(world)
-    assert told["version"] == 1
-    assert told["aliases"] == ["challenger", "champion"]
-    assert (told["gate"]["split"], told["gate"]["bar"]) == ("val", "the full image")
-    assert told["gate"]["difference"]["low"] > 0
+    registered = _register(world)
+    assert registered["version"] == 1
+    assert registered["aliases"] == ["challenger", "champion"]
+    assert (registered["gate"]["split"], registered["gate"]["bar"]) == ("val", "the full image")
+    assert registered["gate"]["difference"]["low"] > 0
     root = world.workspace.data_dir.parent
     version = open_store(root).get_model_version_by_alias("region-r1", "champion")
     report = read_json(world.workspace.evaluation_dir / "report.json")
@@ -170,7 +170,7 @@ def test_first_version_beats_the_full_image_and_answers_by_alias(world: FakeWorl
     # A path of the server opens nothing, be it there or not.
     for source in (str(path), "/etc/passwd", "no such file!"):
         with pytest.raises(DataError, match=r"model input, row 2: `image` is no picture file's content in base64"):
-            model.predict(pd.DataFrame([{"image": told, "question": "keep it"} for told in (encoded, source)]))
+            model.predict(pd.DataFrame([{"image": image, "question": "keep it"} for image in (encoded, source)]))
 
 
 def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld) -> None:
@@ -190,10 +190,10 @@ def test_what_dvc_tracks_says_nothing_of_this_machines_registry(world: FakeWorld
 def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld) -> None:
     _register(world)
     _evaluate_another(world)
-    told = _register(world)
-    assert (told["version"], told["aliases"]) == (2, ["challenger"])
-    assert told["gate"]["bar"] == "champion version 1"
-    assert told["gate"]["difference"]["mean"] == 0.0
+    registered = _register(world)
+    assert (registered["version"], registered["aliases"]) == (2, ["challenger"])
+    assert registered["gate"]["bar"] == "champion version 1"
+    assert registered["gate"]["difference"]["mean"] == 0.0
 
     folder = world.workspace.evaluation_dir
     path = folder / "val_results.parquet"
@@ -204,9 +204,9 @@ def test_next_version_must_beat_the_champion_on_the_same_pools(world: FakeWorld)
     client = open_store(world.workspace.data_dir.parent)
     client.set_model_version_tag("region-r1", "3", "val_pools_sha256", "others")
     _evaluate_another(world)
-    told = _register(world)
-    assert told["aliases"] == ["challenger"]
-    assert "other val pools" in told["gate"]["reason"]
+    registered = _register(world)
+    assert registered["aliases"] == ["challenger"]
+    assert "other val pools" in registered["gate"]["reason"]
     aliases = client.get_registered_model("region-r1").aliases
     assert {name: int(version) for name, version in aliases.items()} == {"challenger": 4, "champion": 3}
 
@@ -215,10 +215,10 @@ def test_gate_reads_val_and_test_is_only_reported(world: FakeWorld) -> None:
     path = world.workspace.evaluation_dir / "results.parquet"
     wrong = [replace(row, first_rank=2) if row.method == "rgrpo" else row for row in load_results(path)]
     save_results(path, wrong)  # whatever test says, the gate does not look
-    told = _register(world)
+    registered = _register(world)
     report = read_json(world.workspace.evaluation_dir / "report.json")
-    assert told["gate"]["promoted"]
-    assert told["gate"]["difference"]["mean"] == pytest.approx(
+    assert registered["gate"]["promoted"]
+    assert registered["gate"]["difference"]["mean"] == pytest.approx(
         report["val"]["paired"]["rgrpo_minus_full"]["cond_recall_at_1"]["mean"]
     )
     registered = read_json(world.workspace.registration_path)
@@ -240,11 +240,11 @@ def test_without_val_nothing_is_promoted(tmp_path: Path, world: FakeWorld) -> No
     save_queries(workspace.tables_dir / "queries.parquet", world.queries)
     save_pools(workspace.pools_dir / "pools.parquet", world.pools)
     ask_and_evaluate(_params_of(world), workspace)
-    told = _register(world)
-    assert told["aliases"] == ["challenger"]
-    assert "no val pool holds a positive" in told["gate"]["reason"]
-    assert told["gate"]["difference"] is None
-    assert told["gate"]["best_rule"] is None
+    registered = _register(world)
+    assert registered["aliases"] == ["challenger"]
+    assert "no val pool holds a positive" in registered["gate"]["reason"]
+    assert registered["gate"]["difference"] is None
+    assert registered["gate"]["best_rule"] is None
 
 
 def test_register_needs_an_evaluation_and_a_store(world: FakeWorld) -> None:
@@ -283,9 +283,9 @@ def test_a_run_that_was_killed_after_its_version_is_finished_by_the_next(
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", set_alias)
         _register(world)
     assert not world.workspace.registration_path.exists()
-    told = _register(world)
-    assert (told["version"], told["aliases"]) == (1, ["challenger", "champion"])
-    assert told["gate"]["bar"] == "the full image"
+    registered = _register(world)
+    assert (registered["version"], registered["aliases"]) == (1, ["challenger", "champion"])
+    assert registered["gate"]["bar"] == "the full image"
     client = open_store(world.workspace.data_dir.parent)
     assert client.get_model_version_by_alias("region-r1", "champion").version == 1
     assert len(client.search_model_versions("name = 'region-r1'")) == 1
@@ -305,10 +305,10 @@ def test_figures_of_other_inputs_are_not_registered(world: FakeWorld) -> None:
         (meta, lambda: write_json(meta, {"encoder_digest": "x", "documents_sha256": "d"}), "run retrieve again"),
     ]
     with stage_run("register", _params_of(world), spaces.data_dir.parent) as run:
-        for path, change, said in changes:
+        for path, change, message in changes:
             before = path.read_bytes()
             change()
-            with pytest.raises(StageError, match=said) as caught:
+            with pytest.raises(StageError, match=message) as caught:
                 register.run(_params_of(world), spaces, run)
             assert "\n" not in str(caught.value)
             path.write_bytes(before)

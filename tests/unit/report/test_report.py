@@ -135,12 +135,12 @@ def _build_report(*, low: float, high: float, best_rule: str | None = "base_grow
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "sentence"),
     [(0.1, 0.5, "more answers"), (-0.5, -0.1, "fewer answers"), (-0.1, 0.5, "No clear difference")],
 )
-def test_headline_says_no_more_than_the_interval(low: float, high: float, said: str) -> None:
+def test_headline_says_no_more_than_the_interval(low: float, high: float, sentence: str) -> None:
     result = write_headline(_build_report(low=low, high=high)).result
-    assert said in result
+    assert sentence in result
     assert "the best rule (base, grown)" in result
     assert "r-GRPO, fused" in result
     assert "he trained policy with a rule on top" in result  # whose figure it is
@@ -169,8 +169,8 @@ def test_page_says_plainly_what_the_fused_scores_are() -> None:
 def test_both_weights_of_the_fused_scores_are_said() -> None:
     numbers = {"margin": 0.0, "is_square": False, "gap_ratio": None, "weight": 0.7}
     assert table.describe_setting(numbers | {"kept_weight": None}) == "box not grown; scores 70 % crop, 30 % full image"
-    said = table.describe_setting(numbers | {"kept_weight": 0.3})
-    assert said.endswith("; where it keeps that 30 % forced region, 70 % full image")
+    text = table.describe_setting(numbers | {"kept_weight": 0.3})
+    assert text.endswith("; where it keeps that 30 % forced region, 70 % full image")
     assert "0 % forced region, 100 % full image" in table.describe_setting(numbers | {"kept_weight": 0.0})
 
 
@@ -201,8 +201,8 @@ def test_page_holds_the_gallery_and_asks_for_nothing(tmp_path: Path, monkeypatch
     picked = [*pick_cards(cards, num_each=2), *won_back]
     tables = world.workspace.tables_dir
     documents = {d.doc_id: d for d in load_documents(tables / "documents.parquet")}
-    judged = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
-    panels = build_panels(picked, judged, documents, world.workspace.data_dir, max_pixels=10_000)
+    relevant = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
+    panels = build_panels(picked, relevant, documents, world.workspace.data_dir, max_pixels=10_000)
     assert all(panel.picture.startswith("data:image/jpeg;base64,") for panel in panels)
     report = read_json(world.workspace.evaluation_dir / "report.json")
     inputs = ReportInputs(

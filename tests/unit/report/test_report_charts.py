@@ -169,7 +169,7 @@ def test_no_threshold_that_keeps_the_bound_is_said() -> None:
     assert _note_of_threshold(chosen=None, val=None).endswith("so no threshold is chosen.")
 
 
-@pytest.mark.parametrize(("chosen", "said"), [(0.5, "0.5"), (1.01, "1.01")])
-def test_a_threshold_of_another_run_is_said_to_be_one(chosen: float, said: str) -> None:
+@pytest.mark.parametrize(("chosen", "shown"), [(0.5, "0.5"), (1.01, "1.01")])
+def test_a_threshold_of_another_run_is_said_to_be_one(chosen: float, shown: str) -> None:
     note = _note_of_threshold(chosen=chosen, val=None)
-    assert f"taken over from the run whose policies these are: {said} (dashed); on test it harms 10.0 %" in note
+    assert f"taken over from the run whose policies these are: {shown} (dashed); on test it harms 10.0 %" in note

@@ -44,15 +44,15 @@ def test_headline_says_what_is_beaten_with_the_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "sentence"),
     [
         (-0.1, 0.1, "No clear difference between the trained policy and the best rule: the interval of the"),
         (-0.2, -0.1, "the full image and re-ranking alone, but fewer answers first than the best rule."),
     ],
 )
-def test_headline_says_that_the_best_rule_is_not_beaten(low: float, high: float, said: str) -> None:
+def test_headline_says_that_the_best_rule_is_not_beaten(low: float, high: float, sentence: str) -> None:
     result, shortfalls = _write_headline(low=low, high=high)
-    assert said in result
+    assert sentence in result
     assert "It is not beaten beyond doubt." in shortfalls
 
 
@@ -133,14 +133,14 @@ def test_a_document_outside_the_pool_is_marked_and_shown_with_its_rank(
 ) -> None:
     world = build_fake_world(tmp_path, monkeypatch, num_queries=7)
     tables = world.workspace.tables_dir
-    judged = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
+    relevant = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
     query, pool = next((q, p) for q, p in zip(world.queries, world.pools, strict=True) if not p.has_positive)
-    (answer,) = (doc_id for query_id, doc_id in judged if query_id == query.query_id)
+    (answer,) = (doc_id for query_id, doc_id in relevant if query_id == query.query_id)
     before = replace(_build_row(0, None), query_id=query.query_id, doc_ids=pool.doc_ids)
     after = replace(before, doc_ids=(*pool.doc_ids, answer), first_rank=len(pool.doc_ids) + 1)
     documents = {d.doc_id: d for d in load_documents(tables / "documents.parquet")}
     cards = [Card(kind="won_back", query=query, before=before, after=after)]
-    (panel,) = build_panels(cards, judged, documents, world.workspace.data_dir, max_pixels=10_000)
+    (panel,) = build_panels(cards, relevant, documents, world.workspace.data_dir, max_pixels=10_000)
     assert [candidate.rank for candidate in panel.after] == [1, 2, 3, 4, 5, 7]
     assert [candidate.is_relevant for candidate in panel.after] == [False] * 5 + [True]
     assert not any(candidate.is_relevant for candidate in panel.before)

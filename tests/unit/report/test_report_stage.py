@@ -73,9 +73,9 @@ def test_what_a_search_won_back_joins_the_gallery(evaluated: FakeWorld) -> None:
     workspace = evaluated.workspace
     before = _read_all(workspace.evaluation_dir)
     num_shown = report.run(PARAMS, workspace, null_run())["num_shown"]
-    judged = load_qrels(workspace.tables_dir / "qrels.parquet")
+    qrels = load_qrels(workspace.tables_dir / "qrels.parquet")
     lacking = {pool.query_id for pool in evaluated.pools if not pool.has_positive}
-    fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in judged if qrel.query_id in lacking})
+    fakes.plant_search(workspace, {qrel.query_id: qrel.doc_id for qrel in qrels if qrel.query_id in lacking})
     assert report.run(PARAMS, workspace, null_run())["num_shown"] == num_shown + len(lacking) > num_shown
     page = (workspace.report_dir / "report.html").read_text()
     assert page.count('<article data-kind="won_back">') == len(lacking)

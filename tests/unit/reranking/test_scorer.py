@@ -133,9 +133,9 @@ def test_cached_scores_cannot_be_changed(scorer: FrozenScorer) -> None:
 
 def test_progress_counts_every_view(scorer: FrozenScorer) -> None:
     query_id = next(iter(scorer.pools))
-    told: list[int] = []
-    scorer.score_views([(query_id, _BOX), (query_id, None), (query_id, _BOX)], advance=told.append)
-    assert sum(told) == 3
+    reported: list[int] = []
+    scorer.score_views([(query_id, _BOX), (query_id, None), (query_id, _BOX)], advance=reported.append)
+    assert sum(reported) == 3
 
 
 def test_a_query_without_pool_is_refused(scorer: FrozenScorer) -> None:

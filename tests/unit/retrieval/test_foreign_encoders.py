@@ -164,6 +164,6 @@ def test_open_clip_embeds_as_open_clip_itself(tmp_path: Path) -> None:
     pixels = torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1) for image in _draw(3)]) / 255
     with torch.inference_mode():
         wanted = model.encode_image((pixels - 0.5) / 0.25, normalize=True).numpy()
-        said = model.encode_text(open_clip.SimpleTokenizer(context_length=20)(["a", "b c"]), normalize=True).numpy()
+        expected = model.encode_text(open_clip.SimpleTokenizer(context_length=20)(["a", "b c"]), normalize=True).numpy()
     np.testing.assert_allclose(encoder.encode_images(_draw(3)), wanted, atol=1e-5)
-    np.testing.assert_allclose(encoder.encode_texts(["a", "b c"]), said, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_texts(["a", "b c"]), expected, atol=1e-5)

@@ -145,7 +145,7 @@ def test_on_a_cpu_large_inputs_go_through_in_small_batches(
         sizes.append(len(pixel_values))
         return torch.ones(len(pixel_values), 16)
 
-    monkeypatch.setattr(image_encoders.DressedBackbone, "get_image_features", embed)
+    monkeypatch.setattr(image_encoders.AdaptedBackbone, "get_image_features", embed)
     _load(tmp_path).encode_images([Image.new("RGB", (2, 2))] * 33)
     assert (max(sizes), sum(sizes)) == (most, 1 + 33)  # the first tells the dimension
 

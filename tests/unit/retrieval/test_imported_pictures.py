@@ -125,7 +125,7 @@ def test_rows_belong_to_entries_by_place_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vectors_RD", "positions", "said"),
+    ("vectors_RD", "positions", "message"),
     [
         (np.eye(16, dtype=np.float32)[:2], [0, 1], "has 16 dimensions, the encoder 12"),
         (np.eye(12, dtype=np.float32)[:2], [0], "names 1 rows, the index has 2"),
@@ -134,9 +134,11 @@ def test_rows_belong_to_entries_by_place_in_any_order(tmp_path: Path) -> None:
         (2 * np.eye(12, dtype=np.float32)[:2], [0, 1], "not of unit length"),
     ],
 )
-def test_parts_that_do_not_fit_are_one_line(tmp_path: Path, vectors_RD: F32, positions: list[int], said: str) -> None:
+def test_parts_that_do_not_fit_are_one_line(
+    tmp_path: Path, vectors_RD: F32, positions: list[int], message: str
+) -> None:
     folder = save_index(tmp_path / "faiss", vectors_RD, positions)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         load_imported_pictures(folder, ["a", "b", "c", "d"], CountingEncoder())
     assert "\n" not in str(caught.value)
 

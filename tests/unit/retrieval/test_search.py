@@ -21,7 +21,7 @@ from pipeline.retrieval import search as search_module
 from pipeline.retrieval import views as views_module
 from pipeline.retrieval.encoder import normalise
 from pipeline.retrieval.index import DocumentVectors, score_candidates
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.search import SearchScorer, count_negatives_above
 from pipeline.runs.tracking import null_run

@@ -23,14 +23,14 @@ def _refuse(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_params(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert "\n" not in said
-    return said
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "said"),
+    ("section", "values", "message"),
     [
         ("register", {"model_name": "team/region-r1"}, "register.model_name"),
         ("register", {"model_name": "a:b"}, "MLflow refuses"),
@@ -63,9 +63,9 @@ def _refuse(path: Path, text: str) -> str:
     ],
 )
 def test_what_would_fail_late_is_refused_with_its_name(
-    section: str, values: dict[str, Any], said: str, tmp_path: Path
+    section: str, values: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    assert said in _refuse(tmp_path / "params.yaml", yaml.safe_dump({section: values}))
+    assert message in _refuse(tmp_path / "params.yaml", yaml.safe_dump({section: values}))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -100,7 +100,7 @@ def test_ordinary_model_names_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("seed: 1\nthreads: 1\nseed: 2\n", "line 3: `seed` stands there again, first in line 1"),
         ('train:\n  beta: 1\n  "beta": 2\n', "line 3: `beta`"),
@@ -115,8 +115,8 @@ def test_ordinary_model_names_pass(name: str) -> None:
         ("1: 2\n", "1: "),
     ],
 )
-def test_files_that_are_not_what_they_seem_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    assert said in _refuse(tmp_path / "params.yaml", text)
+def test_files_that_are_not_what_they_seem_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    assert message in _refuse(tmp_path / "params.yaml", text)
 
 
 def test_anchors_and_merges_may_override(tmp_path: Path) -> None:

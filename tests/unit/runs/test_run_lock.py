@@ -45,20 +45,20 @@ def _another_run(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _hold(root: Path, wait_s: float = 0.0) -> list[str]:
-    said: list[str] = []
-    with hold_run_lock(root, wait_s=wait_s, say=said.append):
-        return said
+    lines: list[str] = []
+    with hold_run_lock(root, wait_s=wait_s, say=lines.append):
+        return lines
 
 
 def test_a_second_run_is_refused_with_the_first_ones_pid_command_start_and_stage(tmp_path: Path) -> None:
     with _another_run(tmp_path) as process:
         with pytest.raises(BusyError) as refusal:
             _hold(tmp_path)
-        said = str(refusal.value)
-        assert f"pid {process.pid} ({sys.executable}" in said
-        assert ", since 20" in said
-        assert ", in stage train; wait until it ends, or set flow.busy_timeout_s" in said
-        assert "\n" not in run_lock.write_on_one_line(said)
+        message = str(refusal.value)
+        assert f"pid {process.pid} ({sys.executable}" in message
+        assert ", since 20" in message
+        assert ", in stage train; wait until it ends, or set flow.busy_timeout_s" in message
+        assert "\n" not in run_lock.write_on_one_line(message)
     assert _hold(tmp_path) == []
     assert find_holder(tmp_path) is None
 
@@ -70,8 +70,8 @@ def test_a_second_run_waits_as_long_as_it_may(tmp_path: Path, monkeypatch: pytes
     with _another_run(tmp_path) as process:
         assert process.stdin is not None
         process.stdin.close()
-        said = _hold(tmp_path, wait_s=20)
-    assert all(line.startswith(f"waiting for pid {process.pid} (") for line in said)
+        lines = _hold(tmp_path, wait_s=20)
+    assert all(line.startswith(f"waiting for pid {process.pid} (") for line in lines)
 
 
 def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:

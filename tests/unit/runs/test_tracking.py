@@ -68,14 +68,14 @@ class _Cancelled(BaseException):
     ("error", "status"),
     [(KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED"), (_Cancelled, "KILLED"), (OSError, "FAILED")],
 )
-def test_run_ends_with_the_stages_fate(store: Path, error: type[BaseException], status: str) -> None:
+def test_run_ends_with_the_stages_status(store: Path, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), tracking.stage_run("index", Params(), store) as run:
         raise error
     assert tracking.open_store(store).get_run(run.run_id).info.status == status
 
 
 @pytest.mark.parametrize(("error", "status"), [(_Cancelled, "KILLED"), (OSError, "FAILED")])
-def test_a_parent_run_ends_with_the_flows_fate(store: Path, error: type[BaseException], status: str) -> None:
+def test_a_parent_run_ends_with_the_flows_status(store: Path, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), tracking.parent_run("flow", store) as run_id:
         raise error
     assert tracking.open_store(store).get_run(run_id).info.status == status
@@ -114,9 +114,9 @@ def test_two_processes_create_the_store_together(root: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(root)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert said == [(b"", b"")] * 2
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs == [(b"", b"")] * 2
 
 
 def test_data_hash_comes_from_the_file_beside_the_folder(root: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_store_that_cannot_be_closed_does_not_hide_why_the_stage_failed(caplog
     def refuse(status: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ValueError, match="the stage's own"), tracking._closing_with_fate(refuse):
+    with pytest.raises(ValueError, match="the stage's own"), tracking._closing_with_status(refuse):
         raise ValueError("the stage's own")
     assert "could not be closed as FAILED" in caplog.text
 

@@ -24,10 +24,10 @@ from pipeline.files.store import load_queries, save_documents, save_qrels, save_
 from pipeline.runs.tracking import null_run
 from pipeline.sources.check import check_data
 from pipeline.sources.composites import Single
+from pipeline.sources.composites.composition import ComposeSettings, Composition, compose
 from pipeline.sources.composites.dataset import compose_dataset
 from pipeline.sources.composites.pairs import draw_composites
 from pipeline.sources.composites.pictures import join_photos
-from pipeline.sources.composites.plan import ComposeSettings, Composition, plan_composition
 from pipeline.sources.composites.published import COLUMNS
 from pipeline.stages import prepare
 from pipeline.types import Document, Qrel, Query, Split
@@ -263,7 +263,7 @@ def test_prepare_takes_the_folder_as_own_data(composed: tuple[Path, Composition]
     assert figures["num_queries"] == len(rows)
     assert figures["num_rejected"] == 0
     # And a composed set is a source again: its single photos alone.
-    again = plan_composition(DataParams(), workspace.tables_dir, _SETTINGS)
+    again = compose(DataParams(), workspace.tables_dir, _SETTINGS)
     assert len(again.singles) == 18
     assert again.left_out == {"of tag scene: composite": len(rows) - 18}
 
@@ -342,7 +342,7 @@ def test_without_prepare_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_question_too_long_with_its_side_is_left_out(workspace: Workspace):
-    composition = plan_composition(DataParams(max_question_chars=30 + 16), workspace.tables_dir, _SETTINGS)
+    composition = compose(DataParams(max_question_chars=30 + 16), workspace.tables_dir, _SETTINGS)
     long = "with a question that is too long once it names the side"
     assert composition.left_out[long] == sum(len(f"What is thing {n}?") > 16 for n in range(20) if n != 18)
 
@@ -362,7 +362,7 @@ def _listed(**changes: str) -> dict[str, str]:
 
 def _plan_listed(workspace: Workspace, path: Path, rows: Sequence[dict[str, str]]) -> Composition:
     settings = replace(_SETTINGS, published=write_csv(path / "list.csv", rows, COLUMNS))
-    return plan_composition(DataParams(), workspace.tables_dir, settings)
+    return compose(DataParams(), workspace.tables_dir, settings)
 
 
 def test_a_published_list_takes_the_place_of_the_draw(workspace: Workspace, tmp_path: Path):
@@ -408,7 +408,7 @@ def test_a_list_about_other_rows_is_refused(workspace: Workspace, tmp_path: Path
         _plan_listed(workspace, tmp_path, [_listed(target_side="middle")])
     with pytest.raises(DataError, match="lacks the columns method2_pair_data_id"):
         write_csv(tmp_path / "short.csv", [{"anchor_data_id": "q2"}], ["anchor_data_id", *COLUMNS[1:5]])
-        plan_composition(DataParams(), workspace.tables_dir, replace(_SETTINGS, published=tmp_path / "short.csv"))
+        compose(DataParams(), workspace.tables_dir, replace(_SETTINGS, published=tmp_path / "short.csv"))
 
 
 def test_a_list_for_another_order_of_rows_is_noticed(tmp_path: Path):

@@ -195,7 +195,7 @@ def test_unusable_pictures_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "content", "said"),
+    ("source", "name", "content", "message"),
     [
         ("evqa", "test.csv", b"question,answer\n", "lacks the columns"),
         ("evqa", "test.csv", b"\xff\xfe\x00", "is UTF-16"),
@@ -204,13 +204,13 @@ def test_unusable_pictures_are_named(tmp_path: Path):
         ("infoseek", "infoseek_val.jsonl.gz", b"\x1f\x8b\x08", "damaged or cut short"),
     ],
 )
-def test_foreign_file_is_one_line_and_exit_2(tmp_path: Path, source: str, name: str, content: bytes, said: str):
+def test_foreign_file_is_one_line_and_exit_2(tmp_path: Path, source: str, name: str, content: bytes, message: str):
     path = tmp_path / name
     path.write_bytes(content)
     ended = runner.invoke(cli.app, ["data", "check", "--source", source, str(path)])
     assert ended.exit_code == 2
     assert ended.stderr.count("\n") == 1
-    assert said in ended.stderr
+    assert message in ended.stderr
 
 
 def test_missing_path_and_unknown_source_exit_2(tmp_path: Path):

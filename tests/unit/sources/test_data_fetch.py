@@ -34,7 +34,7 @@ class Store:
         self.wrong_md5 = False
         self.honours_ranges = True
         self.range_shift = 0
-        self.said_bytes: int | None = None
+        self.stated_bytes: int | None = None
         self.says_size = True
         self.status: int | None = None
         self.url = ""
@@ -72,9 +72,9 @@ def server() -> Iterator[Store]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             # What HEAD says is what counts; a body may turn out otherwise.
-            said = len(content) - start if with_body or store.said_bytes is None else store.said_bytes
+            num_bytes = len(content) - start if with_body or store.stated_bytes is None else store.stated_bytes
             if store.says_size:
-                self.send_header("Content-Length", str(said))
+                self.send_header("Content-Length", str(num_bytes))
             self.send_header("ETag", etag)
             md5 = hashlib.md5(b"other" if store.wrong_md5 else content).digest()
             if store.gives_md5:
@@ -99,19 +99,19 @@ def name_files(server: Store, *names: str, content_sha256: str | None = None) ->
 
 
 def fetch_all(files: list[PublishedFile], folder: Path) -> list[str]:
-    said: list[str] = []
-    fetch_files(files, folder, said.append, confirm=lambda _: True)
-    return said
+    lines: list[str] = []
+    fetch_files(files, folder, lines.append, confirm=lambda _: True)
+    return lines
 
 
 def test_files_come_whole_and_are_recorded(server: Store, tmp_path: Path):
-    said = fetch_all(name_files(server, "a.csv", "b.csv"), tmp_path)
-    assert said[0].startswith("0.00 GB in 2 files, 0.00 GB still to fetch")
+    lines = fetch_all(name_files(server, "a.csv", "b.csv"), tmp_path)
+    assert lines[0].startswith("0.00 GB in 2 files, 0.00 GB still to fetch")
     assert (tmp_path / "a.csv").read_bytes() == CONTENT
     record = json.loads((tmp_path / "fetched.json").read_text())
     assert record["a.csv"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv", "fetched.json"]
-    assert "checked by size, the server's MD5 (no SHA-256 is published)" in said[1]
+    assert "checked by size, the server's MD5 (no SHA-256 is published)" in lines[1]
 
 
 def test_broken_download_goes_on_where_it_stopped(server: Store, tmp_path: Path):
@@ -131,17 +131,17 @@ def test_a_file_that_changed_meanwhile_starts_again(server: Store, tmp_path: Pat
     with pytest.raises(DataError):
         fetch_all(name_files(server, "a.csv"), tmp_path)
     server.cut_after, server.files["/a.csv"] = None, CONTENT[::-1]
-    said = fetch_all(name_files(server, "a.csv"), tmp_path)
-    assert "a.csv: the server's file has changed, starting again" in said
+    lines = fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert "a.csv: the server's file has changed, starting again" in lines
     assert (tmp_path / "a.csv").read_bytes() == CONTENT[::-1]
 
 
 def test_second_fetch_loads_nothing_and_says_so(server: Store, tmp_path: Path):
     fetch_all(name_files(server, "a.csv"), tmp_path)
     server.requests.clear()
-    said = fetch_all(name_files(server, "a.csv"), tmp_path)
+    lines = fetch_all(name_files(server, "a.csv"), tmp_path)
     assert server.requests == [("HEAD /a.csv", None)]
-    assert "is here already" in said[1]
+    assert "is here already" in lines[1]
 
 
 def test_wrong_md5_is_refused_and_removed(server: Store, tmp_path: Path):
@@ -158,8 +158,8 @@ def test_published_hash_is_that_of_the_packed_content(server: Store, tmp_path: P
         archive.writestr("kb.json", CONTENT)
     server.files["/kb.zip"] = buffer.getvalue()
     right = hashlib.sha256(CONTENT).hexdigest()
-    said = fetch_all(name_files(server, "kb.zip", content_sha256=right), tmp_path)
-    assert "the published SHA-256" in said[1]
+    lines = fetch_all(name_files(server, "kb.zip", content_sha256=right), tmp_path)
+    assert "the published SHA-256" in lines[1]
     with pytest.raises(DataError, match=r"holds content of SHA-256 .*, published is 00; refused"):
         fetch_all(name_files(server, "kb.zip", content_sha256="00"), tmp_path / "other")
     assert not (tmp_path / "other" / "kb.zip").exists()
@@ -215,8 +215,8 @@ def test_server_that_ignores_ranges_starts_again_and_the_file_comes_whole(server
     with pytest.raises(DataError):
         fetch_all(name_files(server, "a.csv"), tmp_path)
     server.cut_after, server.honours_ranges = None, False
-    said = fetch_all(name_files(server, "a.csv"), tmp_path)
-    assert "a.csv: starts again" in said
+    lines = fetch_all(name_files(server, "a.csv"), tmp_path)
+    assert "a.csv: starts again" in lines
     assert (tmp_path / "a.csv").read_bytes() == CONTENT
 
 
@@ -231,7 +231,7 @@ def test_range_from_another_place_is_refused_and_nothing_is_mixed(server: Store,
 
 
 def test_more_bytes_than_the_server_said_are_refused_and_removed(server: Store, tmp_path: Path):
-    server.said_bytes = 4000
+    server.stated_bytes = 4000
     with pytest.raises(DataError, match=r"has \d+ bytes, the server's has 4000; refused"):
         fetch_all(name_files(server, "a.csv"), tmp_path)
     assert not list(tmp_path.glob("a.csv*"))

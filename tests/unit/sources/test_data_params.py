@@ -20,7 +20,7 @@ def write(folder: Path, **data: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"source": "okvqa"}, "data.source"),
         ({"annotations": {"test": "x.csv"}}, "data.annotations is for published sources"),
@@ -36,10 +36,10 @@ def write(folder: Path, **data: Any) -> Path:
         ({"source": "evqa", "max_text_chars": 0}, "data.max_text_chars"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, data: dict[str, Any], said: str):
+def test_what_does_not_fit_is_named(tmp_path: Path, data: dict[str, Any], message: str):
     with pytest.raises(ConfigError) as caught:
         load_params(write(tmp_path, **data))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_files_are_those_that_the_parameters_name(tmp_path: Path):

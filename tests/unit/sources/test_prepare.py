@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.files import store
 from pipeline.files.images import ImageFacts
 from pipeline.runs.tracking import null_run
-from pipeline.sources import QueryCandidate
+from pipeline.sources import RawQuery
 from pipeline.sources.judging import inspection
 from pipeline.sources.judging.judgement import Judgement
 from pipeline.sources.judging.ledger import DocumentLedger
@@ -162,7 +162,7 @@ def test_blank_lines_are_skipped_and_still_counted_as_lines(workspace: Workspace
 
 
 def test_witness_stops_tables_that_break_a_promise():
-    query = QueryCandidate(
+    query = RawQuery(
         source_id="b:1",
         query_id="q",
         split="val",

@@ -15,7 +15,7 @@ from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
 from pipeline.files import store
 from pipeline.runs.tracking import null_run
-from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
+from pipeline.sources import RawDocument, RawQuery, open_source
 from pipeline.sources.formats.evqa import COLUMNS
 from pipeline.sources.formats.knowledge_base import join_sections
 from pipeline.sources.formats.pictures import PictureFinder
@@ -52,17 +52,17 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def read_file(path: Path, params: DataParams = EVQA) -> tuple[list[QueryCandidate], list[Reject]]:
+def read_file(path: Path, params: DataParams = EVQA) -> tuple[list[RawQuery], list[Reject]]:
     """Read an annotation file alone; pictures stay unresolved."""
     rows = list(open_source(params, path).read_queries())
-    return [row for row in rows if isinstance(row, QueryCandidate)], [row for row in rows if isinstance(row, Reject)]
+    return [row for row in rows if isinstance(row, RawQuery)], [row for row in rows if isinstance(row, Reject)]
 
 
-def read_rows(folder: Path, *rows: dict[str, str]) -> tuple[list[QueryCandidate], list[Reject]]:
+def read_rows(folder: Path, *rows: dict[str, str]) -> tuple[list[RawQuery], list[Reject]]:
     return read_file(write_csv(folder / "test.csv", rows))
 
 
-def read_documents(data_dir: Path, params: DataParams = EVQA) -> list[DocumentCandidate | Reject]:
+def read_documents(data_dir: Path, params: DataParams = EVQA) -> list[RawDocument | Reject]:
     return list(open_source(params, data_dir).read_documents())
 
 
@@ -120,7 +120,7 @@ def test_missing_pictures_are_skipped_up_to_the_set_rate(workspace: Workspace):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (None, "val_id2name.json is missing"),
         ({"5": "val/x.jpg"}, "val_id2name.json lacks it"),
@@ -128,7 +128,7 @@ def test_missing_pictures_are_skipped_up_to_the_set_rate(workspace: Workspace):
         ({"2708246": "/etc/x.jpg"}, "gives an unsafe path"),
     ],
 )
-def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, names: object, said: str):
+def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, names: object, message: str):
     path = workspace.data_dir / "images/inaturalist/val_id2name.json"
     path.unlink() if names is None else path.write_text(json.dumps(names))
     params = Params(data=DataParams(source="evqa", max_missing_image_rate=1.0))
@@ -137,7 +137,7 @@ def test_inaturalist_id_without_a_file_name_is_unresolved(workspace: Workspace, 
     images = store.read_json(workspace.tables_dir / "validation.json")["images"]
     assert images["inaturalist"] == {"needed": 1, "found": 0, "missing": 0, "unresolved": 1, "unusable": 0}
     rejects = store.load_rejects(workspace.tables_dir / "rejects.parquet")
-    assert said in next(reject.detail for reject in rejects if reject.reason == "image_missing")
+    assert message in next(reject.detail for reject in rejects if reject.reason == "image_missing")
 
 
 def test_train_pictures_use_the_train_map_and_ids_name_the_split(workspace: Workspace):
@@ -163,7 +163,7 @@ def test_a_training_query_gives_way_to_a_test_query_with_its_picture(workspace: 
 def test_annotation_mapping_decides_the_split(workspace: Workspace):
     (workspace.data_dir / "test.csv").rename(workspace.data_dir / "mine.csv")
     params = DataParams(source="evqa", annotations={"val": "mine.csv"})
-    queries = [row for row in open_source(params, workspace.data_dir).read_queries() if isinstance(row, QueryCandidate)]
+    queries = [row for row in open_source(params, workspace.data_dir).read_queries() if isinstance(row, RawQuery)]
     assert [query.query_id for query in queries] == ["E-VQA_val_0", "E-VQA_val_1"]
     assert {query.split for query in queries} == {"val"}
 
@@ -185,7 +185,7 @@ def test_row_numbers_count_records_not_lines(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"wikipedia_url": f"{LUJAN}|{GREY_HERON}"}, "this one has 2"),
         ({"wikipedia_url": ""}, "wikipedia_url must have"),
@@ -200,10 +200,10 @@ def test_row_numbers_count_records_not_lines(tmp_path: Path):
         ({"wikipedia_url_used_in_train": "yes"}, "wikipedia_url_used_in_train 'yes'"),
     ],
 )
-def test_misshapen_row_is_rejected_and_keeps_its_number(tmp_path: Path, changes: dict[str, str], said: str):
+def test_misshapen_row_is_rejected_and_keeps_its_number(tmp_path: Path, changes: dict[str, str], message: str):
     queries, rejects = read_rows(tmp_path, evqa_row(), evqa_row(**changes), evqa_row())
     assert [(reject.source_id, reject.reason) for reject in rejects] == [("test.csv:3", "invalid_row")]
-    assert said in rejects[0].detail
+    assert message in rejects[0].detail
     assert [query.query_id for query in queries] == ["E-VQA_0", "E-VQA_2"]
 
 
@@ -231,7 +231,7 @@ def test_row_with_too_few_cells_is_rejected(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "holds no rows"),
         (",".join(COLUMNS).encode() + b"\n", "a header and no rows"),
@@ -240,10 +240,10 @@ def test_row_with_too_few_cells_is_rejected(tmp_path: Path):
         (format_csv([evqa_row()]).encode() + b'"never closed\n,', r"row 3: is no sound CSV"),
     ],
 )
-def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes, said: str):
+def test_file_that_is_no_such_csv_is_one_line(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "test.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_file(path)
     assert "\n" not in str(caught.value)
 
@@ -262,11 +262,11 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
     (workspace.data_dir / "encyclopedic_kb_wiki.json").write_text(json.dumps(bad))
     rows = read_documents(workspace.data_dir)
     assert [row.source_id.rpartition(":")[2] for row in rows if isinstance(row, Reject)] == ["1", "2", "3", "4"]
-    assert [row.doc_id for row in rows if isinstance(row, DocumentCandidate)] == [URL + "Fine"]
+    assert [row.doc_id for row in rows if isinstance(row, RawDocument)] == [URL + "Fine"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "after 0 entries"),
         (b"[]", "must be one JSON object, is a list"),
@@ -277,9 +277,9 @@ def test_entries_that_are_not_as_published_are_rejected_by_number(workspace: Wor
         (b"no json", "no whole JSON object"),
     ],
 )
-def test_damaged_knowledge_base_is_one_line(workspace: Workspace, content: bytes, said: str):
+def test_damaged_knowledge_base_is_one_line(workspace: Workspace, content: bytes, message: str):
     (workspace.data_dir / "encyclopedic_kb_wiki.json").write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         prepare.run(Params(data=EVQA), workspace, null_run())
     assert "\n" not in str(caught.value)
     assert not workspace.tables_dir.exists()
@@ -290,10 +290,10 @@ def test_knowledge_base_is_read_out_of_its_zip(workspace: Workspace):
     packed = plain.with_suffix(".zip")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(plain, plain.name)
-    expected = [row.doc_id for row in read_documents(workspace.data_dir) if isinstance(row, DocumentCandidate)]
+    expected = [row.doc_id for row in read_documents(workspace.data_dir) if isinstance(row, RawDocument)]
     plain.unlink()
     rows = read_documents(workspace.data_dir)
-    assert [row.doc_id for row in rows if isinstance(row, DocumentCandidate)] == expected
+    assert [row.doc_id for row in rows if isinstance(row, RawDocument)] == expected
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(DataError, match="damaged or cut short"):
         read_documents(workspace.data_dir)
@@ -302,7 +302,7 @@ def test_knowledge_base_is_read_out_of_its_zip(workspace: Workspace):
 def test_text_is_cut_at_the_set_length(workspace: Workspace):
     params = DataParams(source="evqa", max_text_chars=13)
     (first, *_) = read_documents(workspace.data_dir, params)
-    assert isinstance(first, DocumentCandidate)
+    assert isinstance(first, RawDocument)
     assert first.text == "A basilica.\nB"
 
 

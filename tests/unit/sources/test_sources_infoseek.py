@@ -14,7 +14,7 @@ from pipeline.config import DataParams, Params
 from pipeline.errors import DataError
 from pipeline.files import store
 from pipeline.runs.tracking import null_run
-from pipeline.sources import DocumentCandidate, QueryCandidate, open_source
+from pipeline.sources import RawDocument, RawQuery, open_source
 from pipeline.sources.formats.infoseek import _EntitySet
 from pipeline.stages import prepare
 from pipeline.types import Reject
@@ -40,11 +40,11 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def read_questions(path: Path) -> list[QueryCandidate | Reject]:
+def read_questions(path: Path) -> list[RawQuery | Reject]:
     return list(open_source(PARAMS.data, path).read_queries())
 
 
-def read_articles(workspace: Workspace, rows: list[dict[str, Any]]) -> list[DocumentCandidate | Reject]:
+def read_articles(workspace: Workspace, rows: list[dict[str, Any]]) -> list[RawDocument | Reject]:
     write_jsonl(workspace.data_dir / "Wiki6M_ver_1_0.jsonl.gz", rows)
     return list(open_source(PARAMS.data, workspace.data_dir).read_documents())
 
@@ -108,7 +108,7 @@ def test_question_without_entity_is_rejected_and_a_missing_file_of_entities_is_o
 def test_any_form_of_answer_is_taken(tmp_path: Path, answer_eval: object):
     path = write_jsonl(tmp_path / "infoseek_val.jsonl", [{**QUESTION, "answer_eval": answer_eval}])
     (query,) = read_questions(path)
-    assert isinstance(query, QueryCandidate)
+    assert isinstance(query, RawQuery)
     assert query.relevant_doc_ids == ()
 
 
@@ -128,7 +128,7 @@ def test_misshapen_line_is_rejected_with_its_number(tmp_path: Path, line: bytes,
     path = tmp_path / "infoseek_val.jsonl"
     path.write_bytes(json.dumps(QUESTION).encode() + b"\n\n" + line + b"\n")
     good, bad = read_questions(path)
-    assert isinstance(good, QueryCandidate)
+    assert isinstance(good, RawQuery)
     assert isinstance(bad, Reject)
     assert (bad.source_id, bad.reason) == ("infoseek_val.jsonl:3", reason)
 
@@ -155,8 +155,8 @@ def test_articles_without_text_or_with_wrong_ids_are_rejected(workspace: Workspa
             {"wikidata_id": "Q8", "wikipedia_title": "Gone", "wikipedia_content": "x", "wikipedia_image_url": "u"},
         ],
     )
-    assert [type(row) for row in rows] == [DocumentCandidate, Reject, Reject, DocumentCandidate]
-    assert isinstance(rows[0], DocumentCandidate)
+    assert [type(row) for row in rows] == [RawDocument, Reject, Reject, RawDocument]
+    assert isinstance(rows[0], RawDocument)
     assert (rows[0].text, rows[0].image_paths) == ("", ())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config import DataParams, Params
 from pipeline.files import store
 from pipeline.runs.tracking import null_run
-from pipeline.sources import QueryCandidate, open_source
+from pipeline.sources import RawQuery, open_source
 from pipeline.sources.check import check_data
 from pipeline.sources.formats.val_cut import ValCut
 from pipeline.stages import prepare
@@ -135,16 +135,16 @@ def test_echosight_is_cut_by_url_and_a_published_val_file_forbids_a_cut(tmp_path
     (tmp_path / "wiki_100_dict_v4.json").write_text("{}")
     for where in (path, tmp_path):
         found = list(open_source(DataParams(source="echosight", val_share=0.5), where).read_queries())
-        placed = {(row.relevant_doc_ids[0], row.split) for row in found if isinstance(row, QueryCandidate)}
+        placed = {(row.relevant_doc_ids[0], row.split) for row in found if isinstance(row, RawQuery)}
         assert {split for _, split in placed} == {"train", "val"}
         assert len(placed) == 30
     evqa = [evqa_row(encyclopedic_vqa_split="train", wikipedia_url=f"{URL}{number}") for number in range(40)]
     write_csv(path, evqa)
     params = DataParams(source="evqa", val_share=0.5)
-    without = {row.split for row in open_source(params, path).read_queries() if isinstance(row, QueryCandidate)}
+    without = {row.split for row in open_source(params, path).read_queries() if isinstance(row, RawQuery)}
     assert without == {"train", "val"}
     write_csv(tmp_path / "val.csv", [evqa_row(encyclopedic_vqa_split="val")])
-    beside = {row.split for row in open_source(params, path).read_queries() if isinstance(row, QueryCandidate)}
+    beside = {row.split for row in open_source(params, path).read_queries() if isinstance(row, RawQuery)}
     assert beside == {"train"}
 
 

@@ -34,7 +34,7 @@ from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.grpo.trainer import RGRPOTrainer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava as SpokenLlava
 from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 

@@ -23,7 +23,7 @@ from pipeline.stages import index, retrieve, train, warmup
 from pipeline.training.scorers import load_asked, load_reward_scorer
 from pipeline.types import Crop, Query
 from pipeline.workspace import Workspace
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava as SpokenLlava
 from tests.tiny_models import build_corpus
 
 _POOL_SIZE = 8

@@ -6,7 +6,7 @@ from pipeline.config import PolicyParams
 from pipeline.core.boxes import box_to_frame
 from pipeline.policy.policy import load_policy
 from pipeline.types import Crop, KeepFull
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava as SpokenLlava
 
 
 def test_loss_falls(spoken_llava: SpokenLlava) -> None:

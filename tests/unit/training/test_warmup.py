@@ -17,7 +17,7 @@ from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import null_run
 from pipeline.stages import warmup
 from pipeline.workspace import Workspace
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava as SpokenLlava
 from tests.fakes.planted import QUESTIONS, SEARCH, build_scorer
 
 

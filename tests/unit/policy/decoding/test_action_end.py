@@ -40,33 +40,33 @@ def _encode(policy: Policy, text: str) -> list[int]:
 def test_rows_end_by_themselves_one_token_after_their_action(policy: Policy) -> None:
     end = policy.processor.tokenizer.eos_token
     says = [f"{FULL_ANSWER}. Or not?", f"{_crop(policy)} and more", f"{FULL_ANSWER}{end}"]
-    with scripted(policy, says.__getitem__) as spoken:
+    with scripted(policy, says.__getitem__) as generated:
         answers = policy.decide([_IMAGE] * 3, ["What?"] * 3)
     assert [answer.completion for answer in answers] == [FULL_ANSWER, _crop(policy), FULL_ANSWER]
     assert answers[0].decision == KeepFull() == answers[2].decision
     assert isinstance(answers[1].decision, Crop)
     lengths = [len(_encode(policy, text)) + 1 for text in (FULL_ANSWER, _crop(policy), FULL_ANSWER)]
-    assert spoken[0].shape == (3, max(lengths))
+    assert generated[0].shape == (3, max(lengths))
     pad_id = policy.processor.tokenizer.pad_token_id
-    for row, length in zip(spoken[0], lengths, strict=True):
+    for row, length in zip(generated[0], lengths, strict=True):
         assert row[length - 1] != pad_id
         assert (row[length:] == pad_id).all()
 
 
 def test_who_never_completes_an_action_goes_on_to_the_last_token(policy: Policy) -> None:
-    with scripted(policy, lambda _: f"I say {FULL_ANSWER}") as spoken:
+    with scripted(policy, lambda _: f"I say {FULL_ANSWER}") as generated:
         answer = policy.decide([_IMAGE], ["What?"])[0]
-    assert spoken[0].shape[1] == _LENGTH
+    assert generated[0].shape[1] == _LENGTH
     assert isinstance(answer.decision, Malformed)
     assert answer.completion.endswith(FILLER)
 
 
 def test_forced_regions_end_too(policy: Policy) -> None:
     rest = _encode(policy, _crop(policy))[len(policy.region_ids) :]
-    with scripted(policy, lambda _: _crop(policy)) as spoken:
+    with scripted(policy, lambda _: _crop(policy)) as generated:
         answer = policy.decide([_IMAGE], ["What?"], force_region=True)[0]
     assert isinstance(answer.decision, Crop)
-    assert spoken[0].shape[1] == len(policy.region_ids) + len(rest) + 1
+    assert generated[0].shape[1] == len(policy.region_ids) + len(rest) + 1
 
 
 def test_only_an_end_token_right_behind_the_action_is_kept(policy: Policy) -> None:
@@ -102,11 +102,11 @@ def test_rows_open_as_they_are_made_to_and_end_with_their_actions(policy: Policy
     settings = GenerationSettings.sampling(_LENGTH, 1.0, policy.tokens)
     with scripted(policy, says.__getitem__), sample_rows(policy.model, policy.processor.tokenizer, openings):
         rows = policy.model.generate(**inputs, generation_config=settings.build_config())
-    spoken = rows[:, inputs["input_ids"].shape[1] :]
+    generated = rows[:, inputs["input_ids"].shape[1] :]
     pad_id = policy.processor.tokenizer.pad_token_id
-    for row, opening in zip(spoken.tolist(), openings, strict=True):
+    for row, opening in zip(generated.tolist(), openings, strict=True):
         assert row[: len(opening)] == opening
-    lengths = [int((row != pad_id).nonzero().max()) + 1 for row in spoken]
+    lengths = [int((row != pad_id).nonzero().max()) + 1 for row in generated]
     assert lengths == [len(_encode(policy, _crop(policy))) + 1, len(policy.full_ids) + 1,
                        len(_encode(policy, FULL_ANSWER)) + 1, _LENGTH]  # fmt: skip
 

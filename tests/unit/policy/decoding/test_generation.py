@@ -26,7 +26,7 @@ from pipeline.policy.policy import Policy, PolicyAnswer, load_policy
 from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Rollout
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava
 from tests.tiny_models import PlantedScorer, build_outcome
 
 _LENGTH: Final = 12
@@ -48,7 +48,7 @@ _OPINIONS: Final[dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folders(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(spoken_llava: TaughtLlava, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """One policy, as it is and with a generation_config.json that is full of opinions."""
     plain, loud = (tmp_path_factory.mktemp(name) for name in ("plain", "loud"))
     policy = load_policy(spoken_llava.folder, _params())
@@ -72,22 +72,22 @@ def _params(lora: LoraParams | None = None) -> PolicyParams:
     return PolicyParams(max_new_tokens=_LENGTH, device="cpu", lora=lora)
 
 
-def _answer(policy: Policy, spoken: SpokenLlava, *, sample: bool) -> list[Any]:
-    images = [spoken.load_image(query_id) for query_id in spoken.questions]
-    questions = list(spoken.questions.values())
+def _answer(policy: Policy, taught: TaughtLlava, *, sample: bool) -> list[Any]:
+    images = [taught.load_image(query_id) for query_id in taught.questions]
+    questions = list(taught.questions.values())
     if sample:
         return policy.sample_regions(images, questions, num_samples=3, seeds=range(len(images)))
     return policy.decide(images, questions)
 
 
-def _train(policy: Policy, spoken: SpokenLlava, folder: Path, **changes: object) -> list[Rollout]:
+def _train(policy: Policy, taught: TaughtLlava, folder: Path, **changes: object) -> list[Rollout]:
     settings: dict[str, object] = {"max_steps": 1, "queries_per_step": 2, "group_size": 4, "save_steps": 1000}
     outcome = build_outcome(2)
-    scorer = PlantedScorer(spoken.questions, baseline=outcome, score_box=lambda _, __: outcome)
+    scorer = PlantedScorer(taught.questions, baseline=outcome, score_box=lambda _, __: outcome)
     seed_everything(3)
     record = train_rgrpo(
         policy,
-        spoken.questions,
+        taught.questions,
         scorer,  # type: ignore[arg-type]
         TrainParams.model_validate(settings | {"num_region": 1, "num_full": 1} | changes),
         RewardParams(),
@@ -144,14 +144,14 @@ def test_end_tokens_are_the_tokenizers_and_those_that_the_model_declares(
 
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
 def test_a_checkpoints_generation_config_changes_no_answer(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], sample: bool
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], sample: bool
 ) -> None:
     plain, loud = (_answer(load_policy(folder, _params()), spoken_llava, sample=sample) for folder in folders)
     assert plain == loud
 
 
 def test_an_adapters_base_may_have_opinions_too(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], tmp_path: Path
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found: list[list[PolicyAnswer]] = []
     for number, base in enumerate(folders):
@@ -165,7 +165,7 @@ def test_an_adapters_base_may_have_opinions_too(
 
 @pytest.mark.parametrize("changes", [{}, {"num_region": 0, "num_full": 0, "factorised": False}], ids=["ours", "stock"])
 def test_a_checkpoints_generation_config_changes_no_rollout(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], tmp_path: Path, changes: dict[str, object]
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], tmp_path: Path, changes: dict[str, object]
 ) -> None:
     plain, loud = (
         _train(load_policy(folder, _params()), spoken_llava, tmp_path / folder.name, **changes) for folder in folders
@@ -207,7 +207,7 @@ def _read(config: GenerationConfig) -> dict[str, Any]:
 
 
 def test_trainer_and_inference_generate_alike_field_by_field(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], tmp_path: Path
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     policy = load_policy(folders[1], _params())
     with _effective_configs() as of_inference:
@@ -227,17 +227,17 @@ def test_trainer_and_inference_generate_alike_field_by_field(
 
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
 def test_vllm_is_told_the_same_field_by_field(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sample: bool
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sample: bool
 ) -> None:
     policy = load_policy(folders[1], _params())
     with _effective_configs() as configs:
         _answer(policy, spoken_llava, sample=sample)
-    told: list[dict[str, Any]] = []
-    asked = _build_vllm_policy(policy, told, monkeypatch)
+    seen: list[dict[str, Any]] = []
+    asked = _build_vllm_policy(policy, seen, monkeypatch)
     _answer(asked, spoken_llava, sample=sample)
     forced = len(policy.region_ids) if sample else 0
     for config in configs:
-        for sampling in told:
+        for sampling in seen:
             assert sampling["max_tokens"] + forced == config.max_new_tokens
             assert (sampling["temperature"] > 0) == config.do_sample == sample
             if sample:
@@ -250,13 +250,13 @@ def test_vllm_is_told_the_same_field_by_field(
             assert not {"bad_words", "min_tokens", "min_p"} & sampling.keys()
 
 
-def _build_vllm_policy(policy: Policy, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
+def _build_vllm_policy(policy: Policy, seen: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a policy on a vLLM that notes what it is told and says nothing."""
     asked = vllm_engine.VllmPolicy.__new__(vllm_engine.VllmPolicy)
     output = type("Output", (), {"text": ""})
 
     def note(**keywords: Any) -> dict[str, Any]:
-        told.append(keywords)
+        seen.append(keywords)
         return keywords
 
     def generate(_self: object, prompts: list[Any], samplings: list[dict[str, Any]], **_: object) -> list[Any]:
@@ -289,7 +289,7 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]
 
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
 def test_logits_of_no_step_are_kept(
-    spoken_llava: SpokenLlava, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sample: bool
+    spoken_llava: TaughtLlava, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sample: bool
 ) -> None:
     policy, watch = load_policy(folders[0], _params()), _Watch()
     generate = policy.model.generate
@@ -306,7 +306,7 @@ def test_logits_of_no_step_are_kept(
     assert not any(config.output_logits or config.output_scores for config in configs)
 
 
-def test_image_placeholder_is_never_spoken(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_placeholder_is_never_generated(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_policy(folders[0], _params())
     head = policy.model.get_output_embeddings()
     picture_id = policy.tokens.picture_id
@@ -316,16 +316,16 @@ def test_image_placeholder_is_never_spoken(folders: tuple[Path, Path], monkeypat
         return logits
 
     handle = head.register_forward_hook(prefer)
-    said: list[torch.Tensor] = []
+    generated: list[torch.Tensor] = []
     generate = policy.model.generate
 
     def listen(**keywords: Any) -> torch.Tensor:
         sequences: torch.Tensor = generate(**keywords)
-        said.append(sequences[:, keywords["input_ids"].shape[1] :])
+        generated.append(sequences[:, keywords["input_ids"].shape[1] :])
         return sequences
 
     monkeypatch.setattr(policy.model, "generate", listen)
     policy.decide([Image.new("RGB", (40, 30))], ["What?"])
     handle.remove()
-    assert said[0].numel()
-    assert not (said[0] == picture_id).any()
+    assert generated[0].numel()
+    assert not (generated[0] == picture_id).any()

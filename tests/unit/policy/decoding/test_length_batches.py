@@ -12,7 +12,7 @@ from pipeline.config import PolicyParams
 from pipeline.policy import policy as policy_module
 from pipeline.policy.decoding.length_batches import cut_by_length
 from pipeline.policy.policy import Policy, load_policy
-from tests.conftest import SpokenLlava
+from tests.conftest import TaughtLlava
 
 _LENGTHS = st.lists(st.integers(1, 200), max_size=20)
 _WORDS = [1, 60, 2, 30, 1, 3, 50, 2]
@@ -40,7 +40,7 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 
 @pytest.fixture
-def policy(spoken_llava: SpokenLlava) -> Policy:
+def policy(spoken_llava: TaughtLlava) -> Policy:
     return load_policy(spoken_llava.folder, PolicyParams(max_new_tokens=12, device="cpu"), 8)
 
 
@@ -77,6 +77,8 @@ def test_long_questions_change_neither_answers_nor_draws(policy: Policy, monkeyp
 
     assert [answer.completion for answer in apart] == [answer.completion for answer in together]
     assert [answer.p_region for answer in apart] == pytest.approx([answer.p_region for answer in together], abs=1e-4)
-    said, said_apart = ([[one.completion for one in row] for row in rows] for rows in (drawn, drawn_apart))
-    assert said == said_apart
-    assert any(first != second for first, second in said)
+    completions, completions_apart = (
+        [[one.completion for one in row] for row in rows] for rows in (drawn, drawn_apart)
+    )
+    assert completions == completions_apart
+    assert any(first != second for first, second in completions)

@@ -101,8 +101,8 @@ def test_any_cutting_of_a_text_opens_what_the_text_opens(
         for start, end in pairwise(edges)
         for token in tokenizer(text[start:end], add_special_tokens=False)["input_ids"]
     ]
-    said = text.lstrip()
-    wanted = REGION if said.startswith(REGION_OPENING) else FULL if said.startswith(FULL_ANSWER) else MALFORMED
+    stripped = text.lstrip()
+    wanted = REGION if stripped.startswith(REGION_OPENING) else FULL if stripped.startswith(FULL_ANSWER) else MALFORMED
     code, num_tokens = read_opening(tokenizer, ids)
     assert code == wanted
     assert 1 <= num_tokens <= max(1, len(ids))

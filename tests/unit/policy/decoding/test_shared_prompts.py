@@ -192,10 +192,10 @@ def test_generation_from_shared_prompts_says_the_same(scored: Scored, prompts_se
         "generation_config": settings.build_config(),
     }
     asked["pixel_values"] = asked["pixel_values"].double()
-    told = {"output_logits": True, "return_dict_in_generate": True}
-    wanted = scored.model.generate(**asked, **told)
+    options = {"output_logits": True, "return_dict_in_generate": True}
+    wanted = scored.model.generate(**asked, **options)
     prompts_seen.clear()
-    got = scored.model.generate(**start_from_prompts(scored.model, asked), **told)
+    got = scored.model.generate(**start_from_prompts(scored.model, asked), **options)
     assert torch.equal(got.sequences, wanted.sequences)
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(wanted.logits), atol=1e-5, rtol=1e-5)
     num_prompt_tokens = batch.prompt_ids.shape[1]

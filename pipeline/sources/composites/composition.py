@@ -70,7 +70,7 @@ class Composition:
         return lines + [f"left out: {number} {reason}" for reason, number in sorted(self.left_out.items())]
 
 
-def plan_composition(params: DataParams, tables_dir: Path, settings: ComposeSettings) -> Composition:
+def compose(params: DataParams, tables_dir: Path, settings: ComposeSettings) -> Composition:
     """Decide what stands beside what.
 
     Args:
