@@ -25,7 +25,7 @@ from pipeline.files.store import load_documents, load_pools, load_qrels, load_qu
 from pipeline.reranking.scorer import FrozenScorer, ScoredView
 from pipeline.retrieval.encoder import Encoder, load_encoder, normalise
 from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index
-from pipeline.retrieval.judgements import collect_relevant
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.search import SearchScorer
 from pipeline.retrieval.views import ViewEncoder

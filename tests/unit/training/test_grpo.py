@@ -34,7 +34,7 @@ from pipeline.training.grpo.train import train_rgrpo
 from pipeline.training.grpo.trainer import RGRPOTrainer
 from pipeline.training.seeding import seed_everything
 from pipeline.types import Box, Crop, KeepFull, Malformed, Outcome, Rollout
-from tests.conftest import TaughtLlava as SpokenLlava
+from tests.conftest import TaughtLlava
 from tests.scripted import encode, scripted
 from tests.tiny_models import CountingEncoder, PlantedScorer, build_corpus, build_outcome, build_params
 
@@ -58,8 +58,8 @@ def _params(**changes: object) -> TrainParams:
     return TrainParams.model_validate(settings | changes)
 
 
-def _load(spoken: SpokenLlava, lora: LoraParams | None = None, max_new_tokens: int = 9) -> Policy:
-    return load_policy(spoken.folder, PolicyParams(max_new_tokens=max_new_tokens, device="cpu", lora=lora))
+def _load(taught: TaughtLlava, lora: LoraParams | None = None, max_new_tokens: int = 9) -> Policy:
+    return load_policy(taught.folder, PolicyParams(max_new_tokens=max_new_tokens, device="cpu", lora=lora))
 
 
 def _collapse(policy: Policy, onto_id: int, from_id: int, bias: float) -> None:
@@ -78,11 +78,11 @@ def _collapse(policy: Policy, onto_id: int, from_id: int, bias: float) -> None:
     policy.model.base_model.register_forward_hook(push, with_kwargs=True)
 
 
-def _plant(spoken: SpokenLlava, *, baseline: int, crop: int | Callable[[Box], Outcome]) -> PlantedScorer:
+def _plant(taught: TaughtLlava, *, baseline: int, crop: int | Callable[[Box], Outcome]) -> PlantedScorer:
     def score_box(_query_id: str, box: Box) -> Outcome:
         return build_outcome(crop) if isinstance(crop, int) else crop(box)
 
-    return PlantedScorer(spoken.questions, baseline=build_outcome(baseline), score_box=score_box)
+    return PlantedScorer(taught.questions, baseline=build_outcome(baseline), score_box=score_box)
 
 
 class Training:
@@ -91,7 +91,7 @@ class Training:
     def __init__(
         self,
         policy: Policy,
-        spoken: SpokenLlava,
+        taught: TaughtLlava,
         scorer: PlantedScorer,
         params: TrainParams,
         folder: Path,
@@ -130,7 +130,7 @@ class Training:
             patch.setattr(PolicyReward, "read_completions", keep)
             record_of_run = train_rgrpo(
                 policy,
-                spoken.questions,
+                taught.questions,
                 scorer,  # type: ignore[arg-type]
                 params,
                 REWARD,
@@ -146,14 +146,14 @@ class Training:
         return [self.rollouts[start : start + size] for start in range(0, len(self.rollouts), size)]
 
 
-def _ask_p_regions(policy: Policy, spoken: SpokenLlava) -> dict[str, float]:
-    images = [spoken.load_image(query_id) for query_id in spoken.questions]
-    answers = policy.decide(images, list(spoken.questions.values()))
-    return {query_id: answer.p_region for query_id, answer in zip(spoken.questions, answers, strict=True)}
+def _ask_p_regions(policy: Policy, taught: TaughtLlava) -> dict[str, float]:
+    images = [taught.load_image(query_id) for query_id in taught.questions]
+    answers = policy.decide(images, list(taught.questions.values()))
+    return {query_id: answer.p_region for query_id, answer in zip(taught.questions, answers, strict=True)}
 
 
-def _ask_p_region(policy: Policy, spoken: SpokenLlava) -> float:
-    return float(np.mean(list(_ask_p_regions(policy, spoken).values())))
+def _ask_p_region(policy: Policy, taught: TaughtLlava) -> float:
+    return float(np.mean(list(_ask_p_regions(policy, taught).values())))
 
 
 def _check_same_weights(a: Policy, b: Policy) -> None:
@@ -167,7 +167,7 @@ def _margin_of(box: Box) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def collapsed(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+def collapsed(spoken_llava: TaughtLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Two steps of a policy that would only ever say FULL; crops differ in what they earn."""
     policy = _load(spoken_llava)
     _collapse(policy, policy.full_ids[0], policy.region_ids[0], 12.0)
@@ -177,7 +177,7 @@ def collapsed(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def started(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+def started(spoken_llava: TaughtLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Two steps of a policy that begins as its own reference."""
     scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
     params = _params(beta=0.02, temperature=1.5)  # answers learned by heart hardly differ at 1
@@ -185,7 +185,7 @@ def started(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def stock(spoken_llava: SpokenLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
+def stock(spoken_llava: TaughtLlava, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """The same policy under TRL's own sampling and plain advantages."""
     policy = _load(spoken_llava)
     _collapse(policy, policy.full_ids[0], policy.region_ids[0], 12.0)
@@ -309,7 +309,7 @@ def test_both_kls_begin_at_0_and_rise_with_the_policy(started: Training) -> None
         assert started.logged[2][name] > 1e-6
 
 
-def test_p_openings_and_their_kl_are_those_of_a_plain_forward_pass(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_p_openings_and_their_kl_are_those_of_a_plain_forward_pass(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy, reference = _load(spoken_llava), _load(spoken_llava)
     _collapse(policy, policy.full_ids[0], policy.region_ids[0], 3.0)
     scorer, params = _plant(spoken_llava, baseline=2, crop=1), _params(max_steps=1, beta=0.04, learning_rate=1e-15)
@@ -347,7 +347,7 @@ def test_codes_are_what_the_completions_say(collapsed: Training, stock: Training
 
 @pytest.mark.parametrize("changes", [{}, STOCK], ids=["balanced", "stock"])
 def test_kl_is_that_of_a_plain_forward_pass(
-    spoken_llava: SpokenLlava, tmp_path: Path, changes: dict[str, object]
+    spoken_llava: TaughtLlava, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     policy, reference = _load(spoken_llava), _load(spoken_llava)
     seed_everything(4)
@@ -393,7 +393,7 @@ def test_rollouts_keep_what_each_completion_earned(collapsed: Training) -> None:
 
 
 @pytest.mark.parametrize("says_end", [True, False], ids=["end token", "goes on"])
-def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_path: Path, says_end: bool) -> None:
+def test_loss_and_lengths_end_with_the_action(spoken_llava: TaughtLlava, tmp_path: Path, says_end: bool) -> None:
     policy, plan = _load(spoken_llava), GroupPlan(8, 3, 2)
     tokenizer = policy.processor.tokenizer
     end = tokenizer.eos_token if says_end else ""
@@ -421,7 +421,7 @@ def test_loss_and_lengths_end_with_the_action(spoken_llava: SpokenLlava, tmp_pat
     assert malformed == [row == 7 for row in range(16)]
 
 
-def test_a_forced_opening_counts_towards_the_length(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_a_forced_opening_counts_towards_the_length(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava)
     with scripted(policy, lambda row: REGION_OPENING + "no sense " * 9 if row % 8 < 3 else FULL_ANSWER):
         training = Training(
@@ -431,7 +431,7 @@ def test_a_forced_opening_counts_towards_the_length(spoken_llava: SpokenLlava, t
     assert (lengths[:, :3] == policy.params.max_new_tokens).all()
 
 
-def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava, max_new_tokens=30)
     crop = format_decision(Crop(Box(0.0, 0.0, 0.5, 0.5)), policy.get_frame(40, 30))
     rest = encode(policy, crop)[len(policy.region_ids) :]
@@ -453,7 +453,7 @@ def test_an_opening_in_other_tokens_is_its_arm(spoken_llava: SpokenLlava, tmp_pa
     assert {rollout.decision for rollout in training.rollouts[7::8]} == {"region"}
 
 
-def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_p_opening_is_read_without_dropout(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava, LoraParams(rank=4, alpha=64, dropout=0.9))
     policy.prepare_training()
     seed_everything(2)
@@ -478,8 +478,8 @@ def test_p_opening_is_read_without_dropout(spoken_llava: SpokenLlava, tmp_path: 
 class Step:
     """One batch, its loss and gradients, of rows that say what they are told."""
 
-    def __init__(self, spoken: SpokenLlava, folder: Path, changes: dict[str, Any], says: list[str]) -> None:
-        policy = _load(spoken)
+    def __init__(self, taught: TaughtLlava, folder: Path, changes: dict[str, Any], says: list[str]) -> None:
+        policy = _load(taught)
         _collapse(policy, policy.full_ids[0], policy.region_ids[0], 6.0)  # the reference is the policy before
         compute_loss = RGRPOTrainer._compute_loss
 
@@ -498,16 +498,16 @@ class Step:
             return loss
 
         params = _params(max_steps=1, **{k: v for k, v in changes.items() if k not in ("keep", "no_advantages")})
-        scorer = _plant(spoken, baseline=2, crop=1)
+        scorer = _plant(taught, baseline=2, crop=1)
         with pytest.MonkeyPatch.context() as patch, scripted(policy, lambda row: says[row % params.group_size]):
             patch.setattr(RGRPOTrainer, "_compute_loss", record)
-            self.training = Training(policy, spoken, scorer, params, folder)
+            self.training = Training(policy, taught, scorer, params, folder)
 
 
 _CROP = format_decision(Crop(Box(2 / 28, 5 / 28, 11 / 28, 20 / 28)), Frame(28, 28))
 
 
-def test_trls_kl_has_neither_value_nor_gradient_on_openings(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_trls_kl_has_neither_value_nor_gradient_on_openings(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     says = [_CROP] * 3 + [FULL_ANSWER] * 5
     openings = Step(spoken_llava, tmp_path, {"beta": 1.0, "no_advantages": True, "keep": "openings"}, says)
     assert openings.loss == 0.0
@@ -516,13 +516,13 @@ def test_trls_kl_has_neither_value_nor_gradient_on_openings(spoken_llava: Spoken
     assert openings.training.logged[1]["decision_kl"] > 1e-3  # though policy and reference differ
 
 
-def test_trls_kl_is_left_to_stock_groups(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_trls_kl_is_left_to_stock_groups(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     changes = STOCK | {"beta": 1.0, "no_advantages": True}
     assert Step(spoken_llava, tmp_path, changes, [_CROP] * 8).loss > 1e-3
 
 
 def test_the_decisions_gradient_depends_neither_on_the_number_of_forced_rows_nor_on_their_length(
-    spoken_llava: SpokenLlava, tmp_path: Path
+    spoken_llava: TaughtLlava, tmp_path: Path
 ) -> None:
     found = []
     for num_region, num_full in ((6, 2), (1, 5), (2, 2)):
@@ -539,7 +539,7 @@ def test_the_decisions_gradient_depends_neither_on_the_number_of_forced_rows_nor
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*able:FutureWarning")  # trl 1.16 asks by the old names
 def test_activations_computed_again_give_the_same_step(
-    spoken_llava: SpokenLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoken_llava: TaughtLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says = [_CROP] * 3 + [FULL_ANSWER] * 5
     kept = Step(spoken_llava, tmp_path / "kept", {"beta": 0.5}, says)
@@ -596,7 +596,7 @@ def test_overridden_methods_of_trl_are_those_that_ours_was_written_for() -> None
 # -- learning ---------------------------------------------------------------------------------------------------
 
 
-def test_reward_for_full_raises_p_full(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_reward_for_full_raises_p_full(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava)
     _collapse(policy, policy.region_ids[0], policy.full_ids[0], 8.0)
     before = _ask_p_region(policy, spoken_llava)
@@ -607,7 +607,7 @@ def test_reward_for_full_raises_p_full(spoken_llava: SpokenLlava, tmp_path: Path
 
 
 def test_balanced_groups_recover_from_collapse_and_stock_groups_do_not(
-    spoken_llava: SpokenLlava, tmp_path: Path
+    spoken_llava: TaughtLlava, tmp_path: Path
 ) -> None:
     found = {}
     for name, changes in (("balanced", {}), ("stock", STOCK)):
@@ -631,7 +631,7 @@ _LORA = LoraParams(rank=2, alpha=4, dropout=0.1)
 @pytest.mark.parametrize("lora", [None, _LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(("save_steps", "updates_per_generation"), [(3, 1), (4, 2)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    spoken_llava: SpokenLlava, tmp_path: Path, lora: LoraParams | None, save_steps: int, updates_per_generation: int
+    spoken_llava: TaughtLlava, tmp_path: Path, lora: LoraParams | None, save_steps: int, updates_per_generation: int
 ) -> None:
     scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
     # An epoch is two generations long; the run is killed in its second one or later.
@@ -664,7 +664,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 
 def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(
-    spoken_llava: SpokenLlava, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    spoken_llava: TaughtLlava, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = _plant(spoken_llava, baseline=2, crop=_margin_of)
     params = _params(max_steps=4, save_steps=1, queries_per_step=4, group_size=4, num_region=1, num_full=1)
@@ -684,7 +684,7 @@ def test_a_checkpoint_cut_in_half_gives_way_to_the_one_before(
 # -- the reward -------------------------------------------------------------------------------------------------
 
 
-def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_each_distinct_crop_is_encoded_once(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     workspace = build_corpus(tmp_path)
     encoder = CountingEncoder()
     with pytest.MonkeyPatch.context() as patch:
@@ -723,7 +723,7 @@ def test_each_distinct_crop_is_encoded_once(spoken_llava: SpokenLlava, tmp_path:
         ("", -2.5),
     ],
 )
-def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: str, earned: float) -> None:
+def test_malformed_completions_get_the_penalty(spoken_llava: TaughtLlava, text: str, earned: float) -> None:
     scorer = _plant(spoken_llava, baseline=1, crop=1)
     policy = _load(spoken_llava)
     reward = PolicyReward(scorer, policy, RewardParams(malformed=-2.5))  # type: ignore[arg-type]
@@ -735,7 +735,7 @@ def test_malformed_completions_get_the_penalty(spoken_llava: SpokenLlava, text: 
     assert logged == {"reward/mrr": 0.0, "reward/ndcg": 0.0, "reward/rank": 0.0, "reward/margin": 0.0}
 
 
-def test_an_opening_without_sense_belongs_to_no_arm(spoken_llava: SpokenLlava, tmp_path: Path) -> None:
+def test_an_opening_without_sense_belongs_to_no_arm(spoken_llava: TaughtLlava, tmp_path: Path) -> None:
     policy = _load(spoken_llava)
     says = [REGION_OPENING + "no sense"] * 3 + [FULL_ANSWER] * 2 + ["no sense", FULL_ANSWER, "Not " + FULL_ANSWER]
     with scripted(policy, lambda row: says[row % 8]):

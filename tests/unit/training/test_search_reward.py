@@ -23,7 +23,7 @@ from pipeline.stages import index, retrieve, train, warmup
 from pipeline.training.scorers import load_asked, load_reward_scorer
 from pipeline.types import Crop, Query
 from pipeline.workspace import Workspace
-from tests.conftest import TaughtLlava as SpokenLlava
+from tests.conftest import TaughtLlava
 from tests.tiny_models import build_corpus
 
 _POOL_SIZE = 8
@@ -70,7 +70,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(
-    spoken_llava: SpokenLlava, tiny_clip_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    spoken_llava: TaughtLlava, tiny_clip_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Trained]:
     yield Trained(tmp_path_factory.mktemp("trained"), _build_params(spoken_llava.folder, tiny_clip_dir))
 
@@ -120,7 +120,7 @@ def test_labels_are_boxes_as_they_are_said(trained: Trained) -> None:
 
 
 def test_a_base_with_a_shape_of_its_own_is_labelled_without_it(
-    trained: Trained, spoken_llava: SpokenLlava, tiny_clip_dir: Path, tmp_path: Path
+    trained: Trained, spoken_llava: TaughtLlava, tiny_clip_dir: Path, tmp_path: Path
 ) -> None:
     base = Path(shutil.copytree(spoken_llava.folder, tmp_path / "base"))
     save_view_shape(Reshaping(0.3, is_square=True), base)

@@ -17,7 +17,7 @@ from pipeline.reranking.scorer import FrozenScorer
 from pipeline.runs.tracking import null_run
 from pipeline.stages import warmup
 from pipeline.workspace import Workspace
-from tests.conftest import TaughtLlava as SpokenLlava
+from tests.conftest import TaughtLlava
 from tests.fakes.planted import QUESTIONS, SEARCH, build_scorer
 
 
@@ -53,7 +53,7 @@ def test_stage_writes_labels_and_policy_without_human_boxes(
 
 
 def test_neighbourhoods_are_those_of_the_base_policy(
-    spoken_llava: SpokenLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoken_llava: TaughtLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels follow from parameters alone, and lie near the one box that this policy knows."""
     monkeypatch.setattr(FrozenScorer, "load", lambda *_: build_scorer())
