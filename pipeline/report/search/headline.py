@@ -22,7 +22,9 @@ def write_search_headline(report: Mapping[str, Any]) -> Headline | None:
 
 def _write_result(report: Mapping[str, Any]) -> str:
     differences = {
-        words: report["paired_search"][f"rgrpo_minus_{name}"]["recall_at_1"] for name, words in _BARS.items()
+        words: report["paired_search"][f"rgrpo_minus_{name}"]["recall_at_1"]
+        for name, words in _BARS.items()
+        if f"rgrpo_minus_{name}" in report["paired_search"]  # val may have named no rule
     }
     verdict = _say_direction(differences)
     return f"{verdict} Share of all {report['num_queries']:,} test queries with one first: {_list_figures(report)}."
@@ -54,13 +56,10 @@ def _join(names: Sequence[str]) -> str:
 
 def _list_figures(report: Mapping[str, Any]) -> str:
     choices, methods = report["search_choices"], report["search"]
-    bar = name_search_pair("rgrpo_minus_best_rule", choices)[1]
-    named = {
-        choices["headline"]: SEARCH_LABELS[choices["headline"]],
-        choices["best_rule"]: f"the {bar}",
-        "reranked": "re-ranking alone",
-        "full": "the full image",
-    }
+    named = {choices["headline"]: SEARCH_LABELS[choices["headline"]]}
+    if choices["best_rule"] is not None:
+        named[choices["best_rule"]] = f"the {name_search_pair('rgrpo_minus_best_rule', choices)[1]}"
+    named |= {"reranked": "re-ranking alone", "full": "the full image"}
     return ", ".join(f"{name} {say_interval(methods[method]['recall_at_1'])}" for method, name in named.items())
 
 
@@ -89,6 +88,8 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
 
 def _compare_with_rule(report: Mapping[str, Any]) -> str:
     choices, methods = report["search_choices"], report["search"]
+    if choices["best_rule"] is None:
+        return "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
     ours, bar = name_search_pair("rgrpo_minus_best_rule", choices)
     difference = report["paired_search"]["rgrpo_minus_best_rule"]["recall_at_1"]
     harms = [say_interval(methods[choices[name]]["harm_at_1"]) for name in ("headline", "best_rule")]
