@@ -196,5 +196,6 @@ def _find_close(scores_M: F32, scores_P: F32, best: np.float32) -> npt.NDArray[n
     """Return where scores are too close to a positive's, or to the best of all, to be told apart in float32."""
     close_M = scores_M >= max(best, scores_M.max()) - _CLOSE
     for score in scores_P:
-        close_M |= np.abs(scores_M - score) <= _CLOSE
-    return np.flatnonzero(close_M & (scores_M > -np.inf))  # never a positive
+        close_M |= (scores_M >= score - _CLOSE) & (scores_M <= score + _CLOSE)
+    close = np.flatnonzero(close_M)
+    return close[scores_M[close] > -np.inf]  # never a positive
