@@ -162,7 +162,7 @@ def test_a_small_benchmark_gives_every_figure(tmp_path: Path) -> None:
     assert report["reward"]["largest_difference"] <= 1e-4
     by_index = report["search_reward"]["by_index"]
     assert [figures["num_documents"] for figures in by_index] == [16, 300]
-    assert report["search_reward"]["over_pool"] == by_index[-1]["over_pool"]["median"]
+    assert report["search_reward"]["over_pool"] == by_index[0]["over_pool"]["median"]
     assert report["train_step"]["our_positions"] > 0 < report["train_step"]["stock_positions"]
     assert {(point["axis"], point["value"], point["way"]) for point in report["growth"]} == {
         *(("pool_size", k, way) for k in (4, 8) for way in ("ours", "naive")),
