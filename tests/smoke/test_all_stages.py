@@ -43,6 +43,7 @@ class FinishedRun:
         # A random scorer may leave val without a positive; then no rule is chosen, and the report says so.
         report = read_json(self.workspace.evaluation_dir / "report.json")
         self.methods = set(METHODS) - set(report["left_out"])
+        self.searched = set(report["search"])
 
 
 @pytest.fixture(scope="module", params=[None, {"rank": 2}], ids=["full", "lora"])
@@ -90,7 +91,9 @@ def test_every_stage_leaves_its_outputs(finished: FinishedRun) -> None:
         assert path.is_file(), path
         assert path.stat().st_size > 0, path
     # The run of a policy that only stammers is empty: a malformed answer ranks nothing.
-    assert {path.stem for path in (workspace.evaluation_dir / "runs").glob("*.trec")} == finished.methods
+    runs = {path.stem for path in (workspace.evaluation_dir / "runs").glob("*.trec")}
+    assert finished.searched
+    assert runs == finished.methods | {f"search_{method}" for method in finished.searched}
     assert not [folder for name in ("train", "answer") if (folder := workspace.checkpoints_dir / name).exists()]
     assert not [path for path in workspace.artifacts_dir.rglob("*") if "partial" in path.name]
 
