@@ -15,8 +15,8 @@ from pipeline.ablation.basis import compute_basis
 from pipeline.config import load_params
 from pipeline.files.store import load_pools
 from pipeline.models.model_folder import compute_model_digest, note_base
-from pipeline.training import grpo
 from pipeline.training.checkpoints import seal_checkpoint
+from pipeline.training.grpo import resume
 from pipeline.workspace import Workspace
 from tests.small_run import write_small_run
 
@@ -61,7 +61,7 @@ def test_training_goes_on_from_its_checkpoint(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(grpo, "seal_checkpoint", seal_and_die)
+        patch.setattr(resume, "seal_checkpoint", seal_and_die)
         _run(checkout, "train")
     (first,) = (workspace.checkpoints_dir / "train").iterdir()
     _lower(checkout)

@@ -265,6 +265,7 @@ def _build_vllm_policy(policy: Policy, seen: list[dict[str, Any]], monkeypatch: 
     asked._llm = type("Llm", (), {"generate": generate})()
     asked._sampling_class = note
     asked._params, asked._processor, asked._get_frame = policy.params, policy.processor, policy.get_frame
+    asked._view_shape = policy.view_shape
     asked._region_ids, asked._tokens = policy.region_ids, policy.tokens
     asked._conversation = policy.conversation
     monkeypatch.setattr(asked, "_read_p_region", lambda images, _: [0.5] * len(images))
