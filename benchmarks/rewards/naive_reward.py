@@ -13,9 +13,9 @@ from PIL import Image
 from pipeline.config import RewardParams
 from pipeline.core.ranking import compute_outcome
 from pipeline.core.reward import compute_reward
-from pipeline.files.images import crop_view
+from pipeline.files.images import PictureFolder, crop_view
 from pipeline.retrieval.encoder import F32, Encoder, fuse, normalise
-from pipeline.retrieval.index import PictureFolder, score_candidates
+from pipeline.retrieval.index import score_candidates
 from pipeline.types import Crop, Decision, Document, Malformed, Outcome, Pool, Query
 
 

@@ -21,10 +21,11 @@ from demo.drawing.world import build_world
 from pipeline.config import Params
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents, load_pools, load_qrels, load_queries
 from pipeline.reranking.scorer import FrozenScorer, ScoredView
 from pipeline.retrieval.encoder import Encoder, load_encoder, normalise
-from pipeline.retrieval.index import DocumentVectors, PictureFolder, load_index
+from pipeline.retrieval.index import DocumentVectors, load_index
 from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.search import SearchScorer

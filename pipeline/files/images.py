@@ -6,7 +6,7 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,6 +96,26 @@ def load_upright(path: Path, *, max_pixels: int, root: Path) -> Image.Image:
         ImageError: a DataError naming the file: outside `root`, missing, too large, damaged or no image.
     """
     return _decode(_confine(path, root), path, max_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFolder:
+    """Where pictures lie and how large one may be."""
+
+    root: Path
+    max_pixels: int
+
+    def load(self, image_path: str) -> Image.Image:
+        """Decode one picture, upright.
+
+        Raises:
+            DataError: it is missing, damaged, too large or outside the folder.
+        """
+        return load_upright(self.root / image_path, max_pixels=self.max_pixels, root=self.root)
+
+    def load_squashed(self, image_paths: Sequence[str], side_px: int) -> list[Image.Image]:
+        """Decode pictures whole, at an encoder's input size."""
+        return [crop_view(self.load(image_path), None, (side_px, side_px)) for image_path in image_paths]
 
 
 def inspect_image(

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from PIL import Image
 
-from pipeline.files.images import load_upright
+from pipeline.files.images import PictureFolder
 from pipeline.types import Box, Document, Query, QueryResult
 
 Kind = Literal["win", "loss", "kept", "won_back"]
@@ -148,10 +148,11 @@ def build_panels(
     Raises:
         DataError: a picture cannot be read.
     """
+    pictures = PictureFolder(data_dir, max_pixels)
     thumbnails: dict[str, str | None] = {}
 
     def show(path: str, side_px: int) -> str:
-        return _encode_jpeg(load_upright(data_dir / path, max_pixels=max_pixels, root=data_dir), side_px)
+        return _encode_jpeg(pictures.load(path), side_px)
 
     def show_document(document: Document) -> str | None:
         if document.doc_id not in thumbnails:

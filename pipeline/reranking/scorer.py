@@ -17,10 +17,11 @@ from PIL import Image
 from pipeline.config import Params
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_outcomes, load_pools, load_queries
 from pipeline.process.progress import Advance
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
-from pipeline.retrieval.index import DocumentVectors, PictureFolder, score_candidates
+from pipeline.retrieval.index import DocumentVectors, score_candidates
 from pipeline.retrieval.retrieved import open_index
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
 from pipeline.types import Outcome, Pool, Query

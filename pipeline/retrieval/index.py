@@ -22,10 +22,9 @@ from typing import Any, Final, cast
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import ConfigError, DataError, StageError
-from pipeline.files.images import crop_view, load_upright
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import (
     create_vectors,
     load_ids,
@@ -42,26 +41,6 @@ from pipeline.types import Document
 
 SHARD_SIZE: Final = 512
 """Documents whose work a kill can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFolder:
-    """Where pictures lie and how large one may be."""
-
-    root: Path
-    max_pixels: int
-
-    def load(self, image_path: str) -> Image.Image:
-        """Decode one picture, upright.
-
-        Raises:
-            DataError: it is missing, damaged, too large or outside the folder.
-        """
-        return load_upright(self.root / image_path, max_pixels=self.max_pixels, root=self.root)
-
-    def load_squashed(self, image_paths: Sequence[str], side_px: int) -> list[Image.Image]:
-        """Decode pictures whole, at an encoder's input size."""
-        return [crop_view(self.load(image_path), None, (side_px, side_px)) for image_path in image_paths]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from PIL import Image
 from pipeline.config import Params
 from pipeline.core.ranking import compute_search_outcome
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_qrels, load_queries
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
-from pipeline.retrieval.index import DocumentVectors, PictureFolder, score_candidates
+from pipeline.retrieval.index import DocumentVectors, score_candidates
 from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages, open_index
 from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey

@@ -16,10 +16,9 @@ from PIL import Image
 
 from pipeline.core.boxes import box_to_px
 from pipeline.errors import DataError
-from pipeline.files.images import crop_view
+from pipeline.files.images import PictureFolder, crop_view
 from pipeline.process.progress import Advance
 from pipeline.retrieval.encoder import F32, Encoder, PictureTask, encode_in_stream
-from pipeline.retrieval.index import PictureFolder
 from pipeline.types import Box, Query
 
 NamedView = tuple[str, Box | None]

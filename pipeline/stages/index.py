@@ -6,11 +6,12 @@ import logging
 
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents, load_ids, writing
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import load_encoder
 from pipeline.retrieval.imported_pictures import load_imported_pictures
-from pipeline.retrieval.index import PictureFolder, build_index, count_without_picture, hash_file
+from pipeline.retrieval.index import build_index, count_without_picture, hash_file
 from pipeline.runs.tracking import StageRun
 from pipeline.workspace import Workspace
 

@@ -13,7 +13,7 @@ from pipeline.config import Params
 from pipeline.errors import StageError
 from pipeline.evaluation.methods import QuerySet
 from pipeline.evaluation.query_set import hash_pools, load_query_set
-from pipeline.files.images import crop_view, load_upright
+from pipeline.files.images import PictureFolder, crop_view
 from pipeline.files.store import (
     load_curves,
     load_documents,
@@ -112,9 +112,8 @@ def _load_curve(path: Path) -> Sequence[CurvePoint]:
 
 def _save_crops(folder: Path, cropped: Sequence[tuple[Query, Box]], params: Params, workspace: Workspace) -> None:
     folder.mkdir()
+    pictures = PictureFolder(workspace.data_dir, params.data.max_image_pixels)
     for number, (query, box) in enumerate(cropped):
-        path = workspace.data_dir / query.image_path
-        image = load_upright(path, max_pixels=params.data.max_image_pixels, root=workspace.data_dir)
-        crop = crop_view(image, box)
+        crop = crop_view(pictures.load(query.image_path), box)
         crop.thumbnail((_CROP_SIDE_PX, _CROP_SIDE_PX))
         crop.save(folder / f"{number}.jpg", quality=90)

@@ -16,6 +16,7 @@ from pipeline.config import Params
 from pipeline.core.metrics import compute_hit_at
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import (
     create_vectors,
     load_qrels,
@@ -28,7 +29,7 @@ from pipeline.files.store import (
 )
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import F32, Encoder, PictureTask, encode_in_stream, load_encoder
-from pipeline.retrieval.index import DocumentIndex, PictureFolder, load_index, score_candidates
+from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
 from pipeline.retrieval.relevance import collect_relevant
 from pipeline.runs.tracking import StageRun
 from pipeline.types import Outcome, Pool, Query, Split

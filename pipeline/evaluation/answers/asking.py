@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from pipeline.config import Params
-from pipeline.files.images import load_upright
+from pipeline.files.images import PictureFolder
 from pipeline.process.progress import track
 from pipeline.types import Crop, Decision, Query
 
@@ -73,10 +73,11 @@ def ask_in_batches(
     """
     replies: list[Replied] = []
     size = params.batches.policy
+    pictures = PictureFolder(data_dir, params.data.max_image_pixels)
     with track(label, len(queries)) as advance:
         for start in range(0, len(queries), size):
             batch = queries[start : start + size]
-            images = [_open(query, data_dir, params, blind=blind) for query in batch]
+            images = [_paint_grey(query) if blind else pictures.load(query.image_path) for query in batch]
             lots = {} if seeds is None else {"seeds": seeds[start : start + size]}
             replies += ask(images, [query.question for query in batch], **lots)
             advance(len(batch))
@@ -88,7 +89,5 @@ def list_cropped(queries: Sequence[Query], replies: Sequence[Reply]) -> list[Que
     return [query for query, reply in zip(queries, replies, strict=True) if isinstance(reply.decision, Crop)]
 
 
-def _open(query: Query, data_dir: Path, params: Params, *, blind: bool) -> Image.Image:
-    if blind:
-        return Image.new("RGB", (query.width_px, query.height_px), GREY)
-    return load_upright(data_dir / query.image_path, max_pixels=params.data.max_image_pixels, root=data_dir)
+def _paint_grey(query: Query) -> Image.Image:
+    return Image.new("RGB", (query.width_px, query.height_px), GREY)

@@ -13,11 +13,12 @@ from functools import partial
 
 from pipeline.config import Params
 from pipeline.errors import StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents
 from pipeline.process.progress import track
 from pipeline.reranking.scorer import FrozenScorer, ScoredView, rank_views
 from pipeline.retrieval.encoder import Encoder, PictureTask, encode_in_stream, load_encoder
-from pipeline.retrieval.index import DocumentVectors, PictureFolder, embed_documents
+from pipeline.retrieval.index import DocumentVectors, embed_documents
 from pipeline.retrieval.views import ViewEncoder
 from pipeline.types import Pool, Query
 from pipeline.workspace import Workspace

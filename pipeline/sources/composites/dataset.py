@@ -16,7 +16,7 @@ from typing import Final
 
 from pipeline.config import DataParams
 from pipeline.errors import ConfigError, DataError
-from pipeline.files.images import load_upright
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents, replace_dir
 from pipeline.process.progress import track
 from pipeline.sources.composites import Asked, Composite, Single
@@ -86,14 +86,12 @@ def _write_composites(
     params: DataParams, data_dir: Path, folder: Path, composition: Composition, settings: ComposeSettings
 ) -> Iterator[tuple[dict[str, object], list[dict[str, object]]]]:
     """Write every picture; yield its row of the pairs, and those of its questions."""
+    pictures = PictureFolder(data_dir, params.max_image_pixels)
 
     def paste(item: tuple[str, Composite]) -> tuple[Box, Box]:
         name, composite = item
-        photos = [
-            load_upright(data_dir / single.query.image_path, max_pixels=params.max_image_pixels, root=data_dir)
-            for single in (composite.left, composite.right)
-        ]
-        picture, boxes = join_photos(photos[0], photos[1], settings.height_px)
+        left, right = (pictures.load(side.query.image_path) for side in (composite.left, composite.right))
+        picture, boxes = join_photos(left, right, settings.height_px)
         picture.save(folder / name, "JPEG", quality=_JPEG_QUALITY)
         return boxes
 

@@ -10,12 +10,11 @@ import pytest
 from pipeline.core.boxes import box_to_px
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import DataError, StageError
-from pipeline.files.images import load_upright
+from pipeline.files.images import PictureFolder, load_upright
 from pipeline.files.store import load_outcomes, load_queries, save_queries
 from pipeline.reranking.scorer import FrozenScorer
 from pipeline.retrieval import views as views_module
 from pipeline.retrieval.encoder import load_encoder
-from pipeline.retrieval.index import PictureFolder
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.stages import retrieve as retrieve_stage

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import Params
 from pipeline.errors import DataError, StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents, save_ids
 from pipeline.retrieval.encoder import F32, load_encoder
 from pipeline.retrieval.imported_pictures import load_imported_pictures, load_positions
-from pipeline.retrieval.index import PictureFolder, load_index
+from pipeline.retrieval.index import load_index
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.types import Document

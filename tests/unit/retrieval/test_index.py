@@ -10,18 +10,11 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError, StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_documents, save_documents
 from pipeline.process.progress import track
 from pipeline.retrieval.encoder import F32
-from pipeline.retrieval.index import (
-    BuildFigures,
-    DocumentIndex,
-    PictureFolder,
-    build_index,
-    hash_file,
-    load_index,
-    score_candidates,
-)
+from pipeline.retrieval.index import BuildFigures, DocumentIndex, build_index, hash_file, load_index, score_candidates
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.types import Document

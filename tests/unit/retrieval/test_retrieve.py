@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.core.ranking import compute_outcome
 from pipeline.errors import ConfigError, StageError
+from pipeline.files.images import PictureFolder
 from pipeline.files.store import load_ids, load_outcomes, load_pools, load_qrels, load_queries, save_qrels, save_queries
 from pipeline.retrieval.encoder import load_encoder
-from pipeline.retrieval.index import PictureFolder, load_index, load_vectors
+from pipeline.retrieval.index import load_index, load_vectors
 from pipeline.runs.tracking import null_run
 from pipeline.stages import index as index_stage
 from pipeline.stages import retrieve as retrieve_stage
