@@ -23,6 +23,7 @@ from pipeline.core.region_search import Reshaping
 from pipeline.evaluation.methods import Choice, PoolRanking, QuerySet, Scorer
 from pipeline.evaluation.probes.selection import compute_gap
 from pipeline.evaluation.rows import FusedRanking, Ranked, box_of
+from pipeline.reranking.fusion import fuse_scores
 from pipeline.types import Box, Crop, KeepFull, Malformed, Pool
 
 MARGINS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -192,7 +193,7 @@ def apply_rule(setting: Setting, look: Look, pool: Pool) -> Ranked:
 
 def _fuse(weight: float, crop: PoolRanking, full: PoolRanking, pool: Pool) -> FusedRanking:
     # Cosines of one encoder share their scale, so their mean needs no normalisation first. In float64, like all ranks.
-    scores_K = weight * crop.scores_K.astype("float64") + (1.0 - weight) * full.scores_K.astype("float64")
+    scores_K = fuse_scores(crop.scores_K.astype("float64"), full.scores_K.astype("float64"), weight)
     return FusedRanking.of(scores_K, pool)
 
 

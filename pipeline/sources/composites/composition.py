@@ -12,6 +12,7 @@ from pipeline.config import DataParams
 from pipeline.core.inputs.texts import find_question_fault
 from pipeline.errors import DataError
 from pipeline.files.store import load_qrels, load_queries
+from pipeline.retrieval.relevance import collect_relevant
 from pipeline.sources.composites import Composite, Single
 from pipeline.sources.composites.pairs import draw_composites, place_question
 from pipeline.sources.composites.pictures import find_shape_fault
@@ -122,15 +123,13 @@ def _take_published(
 
 
 def _read_singles(params: DataParams, tables_dir: Path, settings: ComposeSettings) -> tuple[list[Single], Counter[str]]:
-    doc_ids: dict[str, list[str]] = {}
-    for qrel in load_qrels(tables_dir / "qrels.parquet"):
-        doc_ids.setdefault(qrel.query_id, []).append(qrel.doc_id)
+    relevant = collect_relevant(load_qrels(tables_dir / "qrels.parquet"))
     singles: list[Single] = []
     left_out: Counter[str] = Counter()
     for query in load_queries(tables_dir / "queries.parquet"):
         fault = _find_fault(query, params, settings.height_px)
         if fault is None:
-            singles.append(Single(query=query, doc_ids=frozenset(doc_ids[query.query_id])))
+            singles.append(Single(query=query, doc_ids=relevant[query.query_id]))
         else:
             left_out[fault] += 1
     return singles, left_out
