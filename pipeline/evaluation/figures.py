@@ -208,7 +208,7 @@ def compute_report(
         num_queries=len(table.query_ids),
         num_with_positive=int(table.has_positive_Q.sum()),
         provenance=provenance,
-        methods={m: {name: bootstrap.interval(*table.compute_terms(m, name)) for name in METRICS} for m in methods},
+        methods={m: measure(table, m, METRICS, bootstrap) for m in methods},
         paired={
             BEST_PAIR: compare_pair(table, choices["best_rgrpo"], choices["best_rule"], bootstrap),
             **{f"{a}_minus_{b}": compare_pair(table, a, b, bootstrap) for a, b in PAIRS if {a, b} <= set(methods)},
@@ -293,17 +293,26 @@ class Bootstrap:
         return Difference(mean=interval.mean, low=interval.low, high=interval.high, p_value=p_value)
 
 
+def measure(
+    table: ResultTable, method: str, metrics: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Interval | None]:
+    """Return metric -> interval, None where there is no value."""
+    return {metric: bootstrap.interval(*table.compute_terms(method, metric)) for metric in metrics}
+
+
+def compare(table: ResultTable, a: str, b: str, metric: str, bootstrap: Bootstrap) -> Difference | None:
+    """Return a minus b in a metric over the queries that count for it, None where none does."""
+    a_Q, denominator_Q = table.compute_terms(a, metric)
+    return bootstrap.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
+
+
 def compare_pair(
     table: ResultTable, a: str | None, b: str | None, bootstrap: Bootstrap
 ) -> dict[str, Difference | None]:
     """Return metric -> a minus b, without values where val has named no such method."""
-    differences: dict[str, Difference | None] = dict.fromkeys(PAIR_METRICS)
     if a is None or b is None:
-        return differences
-    for metric in PAIR_METRICS:
-        a_Q, denominator_Q = table.compute_terms(a, metric)
-        differences[metric] = bootstrap.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q)
-    return differences
+        return dict.fromkeys(PAIR_METRICS)
+    return {metric: compare(table, a, b, metric, bootstrap) for metric in PAIR_METRICS}
 
 
 def _break_down(

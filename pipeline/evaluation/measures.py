@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pipeline.core.statistics.significance import Interval
-from pipeline.evaluation.figures import METRICS, Bootstrap, Difference, ResultTable
+from pipeline.evaluation.figures import METRICS, Bootstrap, Difference, ResultTable, compare, measure
 from pipeline.evaluation.methods import Choice, QuerySet, Scorer, choose_full
 from pipeline.evaluation.rows import score_choices
 
@@ -29,10 +29,9 @@ def rank_choices(choices: Mapping[str, Sequence[Choice]], queries: QuerySet, sco
 
 def measure_method(table: ResultTable, method: str, bootstrap: Bootstrap) -> dict[str, Interval | None]:
     """Return metric -> interval, None where there is no value."""
-    return {metric: bootstrap.interval(*table.compute_terms(method, metric)) for metric in CHOICE_METRICS}
+    return measure(table, method, CHOICE_METRICS, bootstrap)
 
 
 def compare_methods(table: ResultTable, a: str, b: str, bootstrap: Bootstrap) -> Difference | None:
     """Return a minus b in CondRecall@1, None where no pool holds a positive."""
-    a_Q, denominator_Q = table.compute_terms(a, "cond_recall_at_1")
-    return bootstrap.difference(a_Q, table.compute_terms(b, "cond_recall_at_1")[0], denominator_Q)
+    return compare(table, a, b, "cond_recall_at_1", bootstrap)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pipeline.config import EvaluateParams
 from pipeline.core.statistics.significance import Interval
-from pipeline.evaluation.figures import F64, Bootstrap, Difference, ResultTable, list_members
+from pipeline.evaluation.figures import F64, Bootstrap, Difference, ResultTable, compare, list_members, measure
 from pipeline.evaluation.methods import QuerySet
 from pipeline.types import QueryResult
 
@@ -43,13 +43,16 @@ def describe_search(
     """
     table = ResultTable([row for method_rows in rows.values() for row in method_rows], test.pools)
     bootstrap = Bootstrap(params, seed, test.queries)
+    measured = {method: measure(table, method, SEARCH_METRICS, bootstrap) for method in rows}
     others = {"full": "full", "base": "base", "best_rule": best_rule, RERANKED: RERANKED}
     shown = [method for method in dict.fromkeys(["full", best_rule, RERANKED, headline]) if method is not None]
     return {
-        "search": {method: _measure(table, method, bootstrap) for method in rows},
+        "search": {
+            method: {metric: _plain(value) for metric, value in values.items()} for method, values in measured.items()
+        },
         "paired_search": {
             f"rgrpo_minus_{name}": {
-                metric: _compare(table, headline, other, metric, bootstrap) for metric in PAIR_METRICS
+                metric: _plain(compare(table, headline, other, metric, bootstrap)) for metric in PAIR_METRICS
             }
             for name, other in others.items()
             if other is not None
@@ -59,15 +62,6 @@ def describe_search(
             for tag, values in list_members(test.queries).items()
         },
     }
-
-
-def _measure(table: ResultTable, method: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    return {metric: _plain(bootstrap.interval(*table.compute_terms(method, metric))) for metric in SEARCH_METRICS}
-
-
-def _compare(table: ResultTable, a: str, b: str, metric: str, bootstrap: Bootstrap) -> dict[str, float] | None:
-    a_Q, denominator_Q = table.compute_terms(a, metric)
-    return _plain(bootstrap.difference(a_Q, table.compute_terms(b, metric)[0], denominator_Q))
 
 
 def _describe_part(table: ResultTable, member_Q: F64, methods: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
