@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from pipeline.config import Params
 from pipeline.core.ranking import compute_outcome
@@ -23,8 +22,8 @@ from pipeline.process.progress import Advance
 from pipeline.retrieval.encoder import F32, Encoder, load_encoder
 from pipeline.retrieval.index import DocumentVectors, score_candidates
 from pipeline.retrieval.retrieved import open_index
-from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
-from pipeline.types import Outcome, Pool, Query
+from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey, ViewScorer
+from pipeline.types import Outcome, Pool
 from pipeline.workspace import Workspace
 
 
@@ -41,7 +40,7 @@ class ScoredView:
     scores_K: F32
 
 
-class FrozenScorer:
+class FrozenScorer(ViewScorer):
     """Scores views against the pools of their queries; not for several threads at once.
 
     Args:
@@ -59,7 +58,7 @@ class FrozenScorer:
         pools: Mapping[str, Pool],
         baseline: Mapping[str, ScoredView],
     ) -> None:
-        self.views = views
+        super().__init__(views)
         self.documents = documents
         self._pools = pools
         self._baseline = baseline
@@ -98,19 +97,9 @@ class FrozenScorer:
         )
 
     @property
-    def num_encoded(self) -> int:
-        """Pictures that have gone through the encoder so far."""
-        return self.views.num_encoded
-
-    @property
     def pools(self) -> Mapping[str, Pool]:
         """Query id -> pool."""
         return self._pools
-
-    @property
-    def queries(self) -> Mapping[str, Query]:
-        """Query id -> query."""
-        return self.views.queries
 
     @property
     def teaching_ids(self) -> list[str]:
@@ -124,14 +113,6 @@ class FrozenScorer:
             KeyError: the query has no pool.
         """
         return self._baseline[query_id]
-
-    def load_image(self, query_id: str) -> Image.Image:
-        """Return the query's picture, upright; the last few are kept decoded.
-
-        Raises:
-            DataError: it cannot be read, or has another size than prepare found.
-        """
-        return self.views.load_image(query_id)
 
     def score_views(self, views: Sequence[NamedView], *, advance: Advance | None = None) -> list[ScoredView]:
         """Return how each view ranks its query's pool, in the order of the views.

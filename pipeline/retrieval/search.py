@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.config import Params
 from pipeline.core.ranking import compute_search_outcome
@@ -24,8 +23,8 @@ from pipeline.retrieval.encoder import F32, Encoder, load_encoder
 from pipeline.retrieval.index import DocumentVectors, score_candidates
 from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages, open_index
-from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey
-from pipeline.types import Outcome, Query
+from pipeline.retrieval.views import NamedView, ViewEncoder, ViewKey, ViewScorer
+from pipeline.types import Outcome
 from pipeline.workspace import Workspace
 
 _SCORES_AT_ONCE: Final = 2**24
@@ -41,7 +40,7 @@ class SearchedView:
     outcome: Outcome
 
 
-class SearchScorer:
+class SearchScorer(ViewScorer):
     """Scores views by their own search of the index; stands where a `FrozenScorer` does in training.
 
     One call costs one product of its new views with all documents' vectors, N x M x D multiplications.
@@ -62,7 +61,7 @@ class SearchScorer:
         relevant: Mapping[str, frozenset[str]],
         depth: int,
     ) -> None:
-        self.views = views
+        super().__init__(views)
         self._documents = documents
         self._full_images = full_images
         self._relevant = relevant
@@ -94,16 +93,6 @@ class SearchScorer:
         )
 
     @property
-    def num_encoded(self) -> int:
-        """Pictures that have gone through the encoder so far."""
-        return self.views.num_encoded
-
-    @property
-    def queries(self) -> Mapping[str, Query]:
-        """Query id -> query."""
-        return self.views.queries
-
-    @property
     def teaching_ids(self) -> list[str]:
         """Training queries to which some document is relevant, in order of their ids."""
         return sorted(
@@ -113,14 +102,6 @@ class SearchScorer:
     def get_baseline(self, query_id: str) -> SearchedView:
         """Return how the full image ranks the index."""
         return self.score_views([(query_id, None)])[0]
-
-    def load_image(self, query_id: str) -> Image.Image:
-        """Return the query's picture, upright; the last few are kept decoded.
-
-        Raises:
-            DataError: it cannot be read, or has another size than prepare found.
-        """
-        return self.views.load_image(query_id)
 
     def score_views(self, views: Sequence[NamedView]) -> list[SearchedView]:
         """Return how each view ranks the index, in the order of the views.

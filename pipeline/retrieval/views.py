@@ -131,6 +131,35 @@ class ViewEncoder:
         return image
 
 
+class ViewScorer:
+    """What scorers of views share, whatever they rank: the pictures and questions, and what was embedded of them.
+
+    Args:
+        views: embeds the crops.
+    """
+
+    def __init__(self, views: ViewEncoder) -> None:
+        self.views = views
+
+    @property
+    def num_encoded(self) -> int:
+        """Pictures that have gone through the encoder so far."""
+        return self.views.num_encoded
+
+    @property
+    def queries(self) -> Mapping[str, Query]:
+        """Query id -> query."""
+        return self.views.queries
+
+    def load_image(self, query_id: str) -> Image.Image:
+        """Return the query's picture, upright; the last few are kept decoded.
+
+        Raises:
+            DataError: it cannot be read, or has another size than prepare found.
+        """
+        return self.views.load_image(query_id)
+
+
 class _PictureCache:
     """Keeps the pictures used last, up to a number of pixels; safe to ask from several threads."""
 

@@ -22,8 +22,8 @@ from pipeline.evaluation.rows import FusedRanking, Ranked, build_rows
 from pipeline.files.store import load_qrels
 from pipeline.reranking.fusion import fuse_ranks, fuse_scores
 from pipeline.reranking.scorer import FrozenScorer
-from pipeline.retrieval.encoder import F32, name_encoder
-from pipeline.retrieval.index import DocumentIndex, load_index, score_candidates
+from pipeline.retrieval.encoder import F32
+from pipeline.retrieval.index import DocumentIndex, score_candidates
 from pipeline.retrieval.relevance import collect_relevant
 from pipeline.retrieval.retrieved import FullImages
 from pipeline.retrieval.views import ViewEncoder, ViewKey
@@ -98,14 +98,20 @@ class Searcher:
 
     @classmethod
     def load(cls, params: Params, workspace: Workspace, scorer: FrozenScorer) -> Searcher:
-        """Open the index beside a scorer, whose crops need not be embedded again.
+        """Search the index that a scorer has open; its crops need not be embedded again.
+
+        Args:
+            params: how many documents a search brings.
+            workspace: where artifacts lie.
+            scorer: as `FrozenScorer.load` gives it.
 
         Raises:
             StageError: retrieve has not run.
         """
+        assert isinstance(scorer.documents, DocumentIndex)  # what FrozenScorer.load opens
         return cls(
             scorer.views,
-            load_index(workspace.index_dir, name_encoder(params.scorer)),
+            scorer.documents,
             FullImages.load(workspace.pools_dir),
             collect_relevant(load_qrels(workspace.tables_dir / "qrels.parquet")),
             params.retrieve.num_candidates,
