@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from pipeline.config import BatchParams, ScorerParams
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, write_on_one_line
 from pipeline.files.images import crop_view
 from pipeline.models.model_folder import check_model_folder, compute_model_digest, resolve_model_path
 from pipeline.models.plain_text import PlainText, list_markers
@@ -240,7 +240,7 @@ def _load_transformers(path: Path, device: torch.device, dtype: torch.dtype | st
         )
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{path}: cannot be loaded: {write_on_one_line(error)}") from error
     if report["missing_keys"]:
         raise ModelError(f"{path}: the weights lack {len(report['missing_keys'])} of the model's tensors")
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
@@ -342,7 +342,7 @@ def _check_family(path: Path) -> None:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         family = AutoModel._model_mapping[type(config)]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: config.json names no known model family: {_one_line(error)}") from error
+        raise ModelError(f"{path}: config.json names no known model family: {write_on_one_line(error)}") from error
     methods = ("get_image_features", "get_text_features")
     if not all(hasattr(family, method) for method in methods):
         raise ModelError(
@@ -379,7 +379,3 @@ def _read_normalisation(image_processor: Untyped, device: torch.device) -> tuple
 def _get_features(output: Untyped) -> torch.Tensor:
     """Transformers 5 returns an output whose pooled part is projected; before, it was the tensor itself."""
     return cast("torch.Tensor", output if isinstance(output, torch.Tensor) else output.pooler_output)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding
 from pipeline.errors import ModelError
 from pipeline.files.store import read_json
 from pipeline.models.plain_text import PlainText, list_markers
+from pipeline.retrieval.image_encoders import describe_normalisation
 
 Untyped = Any
 """A class of another library, whose attributes depend on the model."""
@@ -182,11 +183,4 @@ def load_remote(folder: Path, device: torch.device, dtype: torch.dtype | str) ->
 
 
 def _build_processor(tokenizer: Untyped, mean: Sequence[float] | None, std: Sequence[float] | None) -> Untyped:
-    normalisation = SimpleNamespace(
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=list(mean or _MEAN),
-        image_std=list(std or _STD),
-    )
-    return SimpleNamespace(tokenizer=tokenizer, image_processor=normalisation)
+    return SimpleNamespace(tokenizer=tokenizer, image_processor=describe_normalisation(mean or _MEAN, std or _STD))

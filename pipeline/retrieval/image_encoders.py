@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, write_on_one_line
 from pipeline.retrieval.timm_import import import_timm
 
 Untyped = Any
@@ -103,7 +103,7 @@ def load_timm(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[A
     except KeyError as error:
         raise ModelError(f"{folder}: its config.json does not say {error}") from error
     except (TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{folder}: cannot be loaded: {write_on_one_line(error)}") from error
     adapted = AdaptedBackbone(
         _freeze(model.to(device, dtype)),
         model_type=str(config["architecture"]),
@@ -125,7 +125,7 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype | str) 
             folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True, **without
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{folder}: cannot be loaded: {write_on_one_line(error)}") from error
     if report["missing_keys"]:
         raise ModelError(f"{folder}: the weights lack {len(report['missing_keys'])} of the model's tensors")
     # Read as it is: the image processors' classes ask for torchvision, and nothing else of them is used.
@@ -138,7 +138,9 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype | str) 
         processor = _build_processor(mean, std, factor)
         size = _take_square(folder, *_read_size(figures))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: is missing, or does not say mean, deviation and size: {_one_line(error)}") from error
+        raise ModelError(
+            f"{path}: is missing, or does not say mean, deviation and size: {write_on_one_line(error)}"
+        ) from error
     return AdaptedBackbone(_freeze(model.to(device)), model_type=family, image_size=size), processor
 
 
@@ -188,15 +190,25 @@ def _take_square(folder: Path, height: int, width: int) -> int:
     return height
 
 
-def _build_processor(mean: list[float], std: list[float], rescale_factor: float) -> Untyped:
-    image_processor = SimpleNamespace(
+def describe_normalisation(mean: Sequence[float], std: Sequence[float], factor: float = _RESCALE_FACTOR) -> Untyped:
+    """Return what `ImageEncoder` reads of an image processor.
+
+    Args:
+        mean: of each channel, after the scaling.
+        std: likewise.
+        factor: that pixels of 0 to 255 are scaled by.
+    """
+    return SimpleNamespace(
         do_rescale=True,
-        rescale_factor=rescale_factor,
+        rescale_factor=factor,
         do_normalize=True,
         image_mean=[float(value) for value in mean],
         image_std=[float(value) for value in std],
     )
-    return SimpleNamespace(image_processor=image_processor)
+
+
+def _build_processor(mean: Sequence[float], std: Sequence[float], factor: float) -> Untyped:
+    return SimpleNamespace(image_processor=describe_normalisation(mean, std, factor))
 
 
 def _freeze(model: nn.Module) -> nn.Module:
@@ -210,7 +222,3 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
