@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pipeline.report.table import BEST_PAIR, METHOD_LABELS, format_difference, format_mean, format_range, name_pair
 
 _METRIC = "cond_recall_at_1"
 _CEILINGS = ("perfect", "oracle")
 _OURS = {"rgrpo": "the trained policy", "rgrpo_fused": "the trained policy with a rule on top"}
+
+NO_RULE: Final = "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
 
 def _compare_with_rule(report: Mapping[str, Any]) -> str:
     if report["best_rule"] is None:
-        return "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
+        return NO_RULE
     ours, bar = name_pair(BEST_PAIR, report)
     difference = report["paired"][BEST_PAIR][_METRIC]
     harms = [say_interval(report["methods"][report[name]]["harm_rate"]) for name in ("best_rgrpo", "best_rule")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.report.headline import Headline, count_queries, say_interval
+from pipeline.report.headline import NO_RULE, Headline, count_queries, say_interval
 from pipeline.report.table import SEARCH_LABELS, format_difference, name_search_pair
 
 _BARS: Final = {"full": "the full image", "reranked": "re-ranking alone", "best_rule": "the best rule"}
@@ -89,7 +89,7 @@ def _list_shortfalls(report: Mapping[str, Any]) -> list[str]:
 def _compare_with_rule(report: Mapping[str, Any]) -> str:
     choices, methods = report["search_choices"], report["search"]
     if choices["best_rule"] is None:
-        return "Best rule: none, as val could not choose one; the comparison with the full image is the weaker one."
+        return NO_RULE
     ours, bar = name_search_pair("rgrpo_minus_best_rule", choices)
     difference = report["paired_search"]["rgrpo_minus_best_rule"]["recall_at_1"]
     harms = [say_interval(methods[choices[name]]["harm_at_1"]) for name in ("headline", "best_rule")]
