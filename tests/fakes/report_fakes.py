@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.files.store import load_results, read_json, save_results, write_json
 from pipeline.report import table
-from pipeline.types import Box, CurvePoint, QueryResult, Rollout
+from pipeline.types import Box, CurvePoint, Query, QueryResult, Rollout
 from pipeline.workspace import Workspace
 from tests.fakes.evaluation_fakes import PARAMS
 
@@ -20,6 +20,28 @@ SEARCH_DEPTH = 20
 
 def build_interval(mean: float) -> dict[str, float]:
     return {"mean": mean, "low": max(0.0, mean - 0.1), "high": min(1.0, mean + 0.1)}
+
+
+def build_query(query_id: str) -> Query:
+    return Query(query_id=query_id, split="test", question="?", image_path="x", width_px=4, height_px=3)
+
+
+def build_row(query_id: str, method: str, rank: int | None, decision: Any) -> QueryResult:
+    """Return a row that tells nothing but where the first relevant document stands."""
+    return QueryResult(
+        query_id=query_id,
+        method=method,
+        decision=decision,
+        box=None,
+        doc_ids=(),
+        scores=(),
+        first_rank=rank,
+        reciprocal_rank=0.0 if rank is None else 1.0 / rank,
+        ndcg=0.0,
+        margin=None,
+        iou=None,
+        completion=None,
+    )
 
 
 def build_behaviour() -> dict[str, Any]:

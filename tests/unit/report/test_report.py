@@ -16,7 +16,6 @@ from pipeline.report.gallery import Card, build_panels, list_cards, pick_cards
 from pipeline.report.headline import write_headline
 from pipeline.report.page import ReportInputs, render_page
 from pipeline.report.search.won_back import SearchTally
-from pipeline.types import Query, QueryResult
 from tests.fakes import report_fakes as fakes
 from tests.fakes.evaluation_fakes import ask_and_evaluate, build_fake_world
 
@@ -45,24 +44,9 @@ def test_difference_tells_sign_interval_and_p() -> None:
 
 
 def _build_pair(number: int, before: int | None, after: int | None, decision: str = "region") -> tuple:
-    def build_row(method: str, rank: int | None, decided: str) -> QueryResult:
-        return QueryResult(
-            query_id=f"q{number}",
-            method=method,
-            decision=decided,  # type: ignore[arg-type]
-            box=None,
-            doc_ids=(),
-            scores=(),
-            first_rank=rank,
-            reciprocal_rank=0.0 if rank is None else 1.0 / rank,
-            ndcg=0.0,
-            margin=None,
-            iou=None,
-            completion=None,
-        )
-
-    query = Query(query_id=f"q{number}", split="test", question="?", image_path="x", width_px=4, height_px=3)
-    return query, build_row("full", before, "full"), build_row("rgrpo", after, decision)
+    name = f"q{number}"
+    rows = (fakes.build_row(name, "full", before, "full"), fakes.build_row(name, "rgrpo", after, decision))
+    return fakes.build_query(name), *rows
 
 
 def _list_cards(*pairs: tuple) -> tuple[list[Card], object]:

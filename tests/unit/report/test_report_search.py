@@ -16,7 +16,6 @@ from pipeline.report.search.figures import DEPTHS, draw_recalls, draw_search_fig
 from pipeline.report.search.headline import write_search_headline
 from pipeline.report.search.won_back import list_won_back, pick_won_back
 from pipeline.report.theme import build_spec
-from pipeline.types import Query, QueryResult
 from tests.fakes import report_fakes as fakes
 from tests.fakes.evaluation_fakes import build_fake_world
 
@@ -87,30 +86,14 @@ def test_chart_shows_every_depth_of_the_methods_there_are_in_the_order_of_the_ta
     assert [row["method"] for row in rows if row["opens_group"]] == ["base VLM", "SFT"]
 
 
-def _build_row(number: int, rank: int | None) -> QueryResult:
-    return QueryResult(
-        query_id=f"q{number:03d}",
-        method="full",
-        decision="full",
-        box=None,
-        doc_ids=(),
-        scores=(),
-        first_rank=rank,
-        reciprocal_rank=0.0 if rank is None else 1.0 / rank,
-        ndcg=0.0,
-        margin=None,
-        iou=None,
-        completion=None,
-    )
-
-
 def _list_won_back(*ranks: tuple[int | None, int | None]) -> tuple[list[Card], object]:
-    rows = [(_build_row(n, before), _build_row(n, after)) for n, (before, after) in enumerate(ranks)]
-    queries = [
-        Query(query_id=full.query_id, split="test", question="?", image_path="x", width_px=4, height_px=3)
-        for full, _ in rows
-    ]
-    return list_won_back(queries, [full for full, _ in rows], [found for _, found in rows], depth=20)
+    names = [f"q{number:03d}" for number in range(len(ranks))]
+    full, found = (
+        [fakes.build_row(name, "full", rank, "full") for name, rank in zip(names, column, strict=True)]
+        for column in zip(*ranks, strict=True)
+    )
+    queries = [fakes.build_query(name) for name in names]
+    return list_won_back(queries, full, found, depth=20)
 
 
 def test_won_back_is_what_the_pool_lacks_and_the_search_finds() -> None:
@@ -136,7 +119,7 @@ def test_a_document_outside_the_pool_is_marked_and_shown_with_its_rank(
     relevant = {(qrel.query_id, qrel.doc_id) for qrel in load_qrels(tables / "qrels.parquet")}
     query, pool = next((q, p) for q, p in zip(world.queries, world.pools, strict=True) if not p.has_positive)
     (answer,) = (doc_id for query_id, doc_id in relevant if query_id == query.query_id)
-    before = replace(_build_row(0, None), query_id=query.query_id, doc_ids=pool.doc_ids)
+    before = replace(fakes.build_row(query.query_id, "full", None, "full"), doc_ids=pool.doc_ids)
     after = replace(before, doc_ids=(*pool.doc_ids, answer), first_rank=len(pool.doc_ids) + 1)
     documents = {d.doc_id: d for d in load_documents(tables / "documents.parquet")}
     cards = [Card(kind="won_back", query=query, before=before, after=after)]
